@@ -1,0 +1,366 @@
+"""The command line: each command is a typed function; jsonargparse turns its signature and docstring into options.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done; 2 the request was wrong; 1 it failed
+on the way; 130 interrupted. Heavy imports are inside the commands, so that `--help` is fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from secateur.errors import RequestError, SecateurError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "demo": "the whole thing on a sample model, in minutes, offline after the first fetch",
+    "score": "decide only: a score for each layer, and which would go",
+    "prune": "make a smaller checkpoint: choose layers, prepare, cut, prove, measure",
+    "eval": "measure the perplexity of one or more models on the same text",
+}
+
+_TEXT_SETTINGS = ("data", "eval_data", "sequence_length", "num_sequences", "num_eval_sequences", "batch_size")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the value is the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"secateur {version('secateur')}")
+        return 0
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        _say("interrupted: nothing half-written is left; run the same command again to start over")
+        return 130
+    except SecateurError as error:
+        if debug:
+            traceback.print_exc()
+        _say(f"error: {_one_line(error)}")
+        return 2 if isinstance(error, RequestError) else 1
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        log = _keep_traceback()
+        _say(f"error: {type(error).__name__}: {_one_line(error)[:300]} (details in {log}; please report it)")
+        return 1
+
+
+def _run(words: list[str]) -> int:
+    import difflib
+
+    if words[0] not in _COMMANDS:
+        near = difflib.get_close_matches(words[0], _COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(_COMMANDS)}"
+        raise RequestError(f"unknown command '{words[0]}'; {hint}")
+    parser = _parser(words[0])
+    try:
+        parsed = parser.parse_args(words[1:])
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("jsonargparse", "argparse", "yaml"):
+            raise
+        raise RequestError(f"{_one_line(error)} (see secateur {words[0]} --help)") from error
+    values = parser.instantiate_classes(parsed)
+    quiet, verbose = values.pop("quiet"), values.pop("verbose")
+    values.pop("config", None)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if not verbose:
+        warnings.simplefilter("ignore")
+        for name in ("httpx", "huggingface_hub", "transformers", "datasets"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    from secateur.report.console import RichProgress
+
+    command: Callable[..., None] = globals()[f"_{words[0]}"]
+    command(vars(values), RichProgress(quiet=quiet), ["secateur", *words])
+    return 0
+
+
+def _overview() -> str:
+    lines = ["usage: secateur COMMAND [OPTIONS]   (secateur COMMAND --help explains each option)", ""]
+    lines += [f"  {name:<8}{what}" for name, what in _COMMANDS.items()]
+    return "\n".join([*lines, "", "  --version, --debug (show the traceback of an error)"])
+
+
+# ---- options -----------------------------------------------------------------------------------------------------------
+
+
+def _parser(command: str) -> ArgumentParser:
+    """The options of one command."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=f"secateur {command}", description=_COMMANDS[command], exit_on_error=False)
+    parser.add_argument("--config", action="config", help="read options from a YAML file")
+    if command == "demo":
+        parser.add_argument("--out", type=str, default="secateur-demo", help="directory of the new checkpoint")
+        parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
+        parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    else:
+        _add_common(parser, command)
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--verbose", action="store_true", help="say more on standard error")
+    return parser
+
+
+def _add_common(parser: ArgumentParser, command: str) -> None:
+    from secateur.methods import METHODS
+    from secateur.pipeline import TextSettings
+
+    if command == "eval":
+        parser.add_argument("models", nargs="+", metavar="MODEL", help="hub id or local directory")
+        parser.add_argument("--data", type=str, required=True, help="text to measure on: a data SPEC, see prune --help")
+        parser.add_argument("--sequence_length", "--sequence-length", type=int, default=256, help="tokens per window")
+        parser.add_argument(
+            "--num_sequences", "--num-sequences", type=int, default=128, help="windows: the first, in order"
+        )
+        parser.add_argument("--batch_size", "--batch-size", type=int, default=4, help="windows per forward pass")
+    else:
+        parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
+        parser.add_argument("--method", type=str, default="elder", help=f"one of {', '.join(METHODS)}")
+        parser.add_class_arguments(TextSettings, None)
+        for name, method in METHODS.items():
+            parser.add_class_arguments(method, name, help=f"settings of {name} ({method.paper})", skip=set())
+        parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+        parser.add_argument(
+            "--precision", choices=["auto", "fp32", "bf16"], default="auto",
+            help="of the passes while choosing and preparing; auto is bf16 where the device has it natively",
+        )  # fmt: skip
+    if command == "prune":
+        parser.add_argument("--drop", type=str, help="how many layers go: a count (8) or a share (25%%)")
+        parser.add_argument("--target_params", "--target-params", type=str, help="parameters to be left: a share (75%%)")
+        parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
+        parser.add_argument("--out", type=str, required=True, help="directory of the new checkpoint")
+        parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
+    if command == "score":
+        parser.add_argument("--drop", type=str, default="25%", help="how many layers to choose: a count or a share")
+        parser.add_argument("--out", type=str, help="write the plan to this JSON file")
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the weights"
+    )
+    parser.add_argument("--revision", type=str, help="branch, tag or commit of a hub id")
+    parser.add_argument(
+        "--trust_remote_code", "--trust-remote-code", action="store_true", help="run code that comes with the model"
+    )
+
+
+def parse_amount(text: str, option: str) -> int | float:
+    """A count (`8`) or a share (`25%`, `0.25`).
+
+    Raises:
+        RequestError: if it is neither.
+    """
+    with contextlib.suppress(ValueError):
+        if text.strip().endswith("%"):
+            return float(text.strip()[:-1]) / 100
+        return int(text) if text.strip().lstrip("-").isdigit() else float(text)
+    raise RequestError(f"{option} is a count such as 8 or a share such as 25%, not '{text}'")
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layer numbers and inclusive ranges: `3,7,20-27`.
+
+    Raises:
+        RequestError: if it is something else.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise RequestError(f"--layers takes numbers and ranges such as 3,7,20-27, not '{text}'")
+        if dash and int(last) < int(first):
+            raise RequestError(f"--layers: the range {part.strip()} runs backwards; write {last}-{first}")
+        layers += range(int(first), int(last or first) + 1)
+    return tuple(layers)
+
+
+# ---- commands ----------------------------------------------------------------------------------------------------------
+
+
+def _prune(options: dict[str, Any], progress: Any, words: list[str]) -> None:
+    from secateur.pipeline import Target, prune
+
+    share = options["target_params"]
+    target = Target(
+        drop=None if options["drop"] is None else parse_amount(options["drop"], "--drop"),
+        target_params=None if share is None else _share(share),
+        layers=None if options["layers"] is None else parse_layers(options["layers"]),
+    )
+    result = prune(
+        options["model"],
+        method=_method(options),
+        text=_text(options),
+        target=target,
+        out=options["out"],
+        overwrite=options["overwrite"],
+        dtype=options["dtype"],
+        precision=options["precision"],
+        revision=options["revision"],
+        trust_remote_code=options["trust_remote_code"],
+        seed=options["seed"],
+        progress=progress,
+        command=words,
+    )
+    _show_pruned(result.record, str(result.path), as_json=options["json"])
+
+
+def _demo(options: dict[str, Any], progress: Any, words: list[str]) -> None:
+    from secateur.demo import demo
+
+    result = demo(
+        options["out"], overwrite=options["overwrite"], seed=options["seed"], progress=progress, command=words
+    )
+    _show_pruned(result.record, str(result.path), as_json=options["json"], texts=True)
+
+
+def _score(options: dict[str, Any], progress: Any, _: list[str]) -> None:
+    from secateur.errors import OutputError
+    from secateur.pipeline import score
+    from secateur.report.console import results_console, score_bars
+
+    out = options["out"]
+    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
+        raise OutputError(f"cannot write the plan to {out}; choose a file in a directory that exists")
+    plan = score(
+        options["model"],
+        method=_method(options),
+        text=_text(options),
+        drop=parse_amount(options["drop"], "--drop"),
+        dtype=options["dtype"],
+        precision=options["precision"],
+        revision=options["revision"],
+        trust_remote_code=options["trust_remote_code"],
+        seed=options["seed"],
+        progress=progress,
+    )
+    if out is not None:
+        try:
+            plan.save(out)
+        except OSError as error:
+            raise OutputError(f"cannot write the plan to {out}: {error.strerror}; choose another file") from error
+    if options["json"]:
+        _print_json({"method": plan.method, "scores": list(plan.scores or ()), "dropped": list(plan.dropped), "order": list(plan.order)})
+        return
+    console = results_console()
+    if plan.scores is not None:
+        console.print(score_bars(plan.scores, plan.dropped))
+    console.print(f"{plan.method} would drop layers {', '.join(map(str, plan.dropped))}, in the order {', '.join(map(str, plan.order))}")
+
+
+def _eval(options: dict[str, Any], progress: Any, _: list[str]) -> None:
+    from secateur.pipeline import evaluate
+    from secateur.report.console import perplexity_table, results_console
+
+    rows = evaluate(
+        options["models"],
+        data=options["data"],
+        sequence_length=options["sequence_length"],
+        num_sequences=options["num_sequences"],
+        batch_size=options["batch_size"],
+        dtype=options["dtype"],
+        revision=options["revision"],
+        trust_remote_code=options["trust_remote_code"],
+        progress=progress,
+    )
+    if options["json"]:
+        _print_json({"models": rows})
+    else:
+        results_console().print(perplexity_table(rows))
+
+
+def _show_pruned(record: dict[str, Any], path: str, *, as_json: bool, texts: bool = False) -> None:
+    if as_json:
+        _print_json({"out": path, **record})
+        return
+    from secateur.report.console import comparison_table, generations_table, results_console, score_bars
+
+    console = results_console()
+    if record["scores"] is not None:
+        console.print(score_bars(record["scores"], record["dropped"]))
+    if texts and record["generations"]:
+        console.print(generations_table(**record["generations"]))
+    console.print(comparison_table(record["metrics"]))
+    before = (record["preparation"] or {}).get("perplexity_before_cut")
+    if before is not None:
+        after = record["metrics"]["pruned"]["perplexity"]
+        console.print(f"perplexity just before the cut {before:.2f}, just after it {after:.2f}")
+    proof = record["proof"]
+    console.print(
+        f"proven: reloaded from disk, the logits of {proof['tokens']} tokens differ by at most {proof['max_difference']:.2g} "
+        f"from the model with the layers bypassed, and cached generation agrees with uncached"
+    )
+    console.print(f"the pruned model is in {path}; next: secateur eval {path} --data SPEC", soft_wrap=True)
+
+
+def _method(options: dict[str, Any]) -> Any:
+    from secateur.methods import method_named
+
+    method_named(options["method"])
+    return options[options["method"]]
+
+
+def _text(options: dict[str, Any]) -> Any:
+    from secateur.pipeline import TextSettings
+
+    return TextSettings(**{name: options[name] for name in _TEXT_SETTINGS})
+
+
+def _share(text: str) -> float:
+    amount = parse_amount(text, "--target-params")
+    if not isinstance(amount, float):
+        raise RequestError(f"--target-params is a share such as 75%, not '{text}'")
+    return amount
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    from secateur.plan import finite
+
+    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))
+
+
+# ---- errors ------------------------------------------------------------------------------------------------------------
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _keep_traceback() -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="secateur-", suffix=".log", delete=False, encoding="utf-8") as file:
+        traceback.print_exc(file=file)
+    return file.name
+
+
+def _terminated(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""The one place that calls `datasets`: quietly, leaving nothing beside the user's files, failing in one line."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import re
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import DataError
+
+__all__ = ["LOADERS", "TEXT_COLUMNS", "load_files", "load_hub"]
+
+logger = logging.getLogger(__name__)
+
+LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
+    # A byte order mark is no text; a .txt file is one document, its newlines kept ("\r\n" is read as "\n").
+    ".txt": ("text", {"sample_by": "document", "encoding": "utf-8-sig"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    # "NA" and "null" are words of a text, not missing values.
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".parquet": ("parquet", {}),
+}
+"""File ending → the loader of `datasets` that reads it, and its options."""
+
+TEXT_COLUMNS = ("text", "content", "document", "sentence")
+"""The columns taken as text if nobody says which; the first that exists."""
+
+_STRING_TYPES = ("string", "large_string", "string_view")
+
+
+def load_files(files: Sequence[Path], *, column: str | None = None) -> list[str]:
+    """Read local files that share one loader, in the order given.
+
+    The Arrow copy that `datasets` makes lives in a temporary folder and is gone on return.
+
+    Args:
+        files: files whose endings have the same loader in `LOADERS`.
+        column: the column to take from tables; one of `TEXT_COLUMNS`, else the only column of text.
+
+    Raises:
+        DataError: if a file cannot be decoded or parsed, or no column can be chosen.
+    """
+    import datasets
+
+    loader, options = LOADERS[files[0].suffix.lower()]
+    try:
+        with tempfile.TemporaryDirectory(prefix="secateur-data-") as cache, _quiet():
+            patterns = [glob.escape(str(file.absolute())) for file in files]
+            table = datasets.load_dataset(
+                loader, data_files=patterns, split="train", cache_dir=cache, keep_in_memory=True, **options
+            )
+            return _texts(table, _shown(files), column)
+    except DataError:
+        raise
+    except Exception as error:  # whatever the parsers raise means the same here: this file is no text
+        if len(files) > 1:
+            for file in files:  # name the file at fault
+                load_files([file], column=column)
+        raise DataError(_unreadable(_shown(files), loader, error)) from error
+
+
+def load_hub(
+    spec: str,
+    splits: Sequence[str],
+    *,
+    dataset: str,
+    config: str | None = None,
+    revision: str | None = None,
+    files: dict[str, str] | None = None,
+    column: str | None = None,
+    limit: int | None = None,
+) -> list[str]:
+    """Load the first of `splits` that a data set on the Hub has.
+
+    Args:
+        spec: what the user wrote; for messages.
+        splits: names of splits, best first.
+        dataset: its id, `owner/name`.
+        config: its configuration.
+        revision: the branch to take.
+        files: split → file in the data set, where only that file is wanted.
+        column: the column to take; None chooses as `load_files` does.
+        limit: stream, and stop after so many rows; None loads the split whole.
+
+    Raises:
+        DataError: if there is no such data set or split, the Hub cannot be reached, or no column can be chosen.
+    """
+    import datasets
+
+    split, *others = splits
+    try:
+        with _quiet():
+            table = datasets.load_dataset(
+                dataset, config, revision=revision, data_files=files, split=split, streaming=limit is not None
+            )
+            return _texts(table, repr(spec), column, limit=limit)
+    except DataError:
+        raise
+    except Exception as error:  # transport, Hub and parser errors alike: there is no text
+        no_such_split = isinstance(error, ValueError) and re.match("(Unknown|Bad) split", str(error)) is not None
+        if not (no_such_split and others):
+            remedy = (
+                "name a split that it has, as in hub:owner/name:train"
+                if no_such_split
+                else "check the name (hub:owner/name/config:split) and the connection, or give a local file"
+            )
+            raise DataError(f"cannot load {spec!r} from the Hub ({_reason(error)}); {remedy}") from error
+    logger.info("%s has no split %s; trying %s", spec, split, others[0])
+    return load_hub(
+        spec, others, dataset=dataset, config=config, revision=revision, files=files, column=column, limit=limit
+    )
+
+
+def _texts(table: Any, source: str, column: str | None, *, limit: int | None = None) -> list[str]:
+    """The documents of one column; rows without a value are left out."""
+    column = _chosen_column(table, source, column)
+    # islice also ends a streamed table, which has no length
+    values = [row[column] for row in islice(table, limit)] if limit is not None else list(table[column])
+    texts = [value for value in values if value is not None]
+    wrong = next((value for value in texts if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise DataError(
+            f"column {column!r} of {source} holds {type(wrong).__name__}, not text; "
+            f"append #column to choose another of {_columns(table)}"
+        )
+    return texts
+
+
+def _chosen_column(table: Any, source: str, column: str | None) -> str:
+    columns = _columns(table)
+    if column is not None:
+        if columns and column not in columns:
+            raise DataError(f"{source} has no column {column!r}; choose one of {columns}")
+        return column
+    for name in TEXT_COLUMNS:
+        if name in columns:
+            return name
+    features = table.features or {}
+    of_text = [name for name in columns if getattr(features.get(name), "dtype", None) in _STRING_TYPES]
+    if len(of_text) == 1:
+        return of_text[0]
+    raise DataError(f"cannot tell which column of {source} is the text: it has {columns}; append #column to choose one")
+
+
+def _columns(table: Any) -> list[str]:
+    return list(table.column_names or [])
+
+
+def _shown(files: Sequence[Path]) -> str:
+    return repr(str(files[0])) if len(files) == 1 else f"the {len(files)} files from {str(files[0])!r} on"
+
+
+def _unreadable(shown: str, loader: str, error: Exception) -> str:
+    cause = _cause(error)
+    if isinstance(cause, UnicodeDecodeError):
+        byte = cause.object[cause.start]
+        return f"{shown} is not UTF-8 text (byte 0x{byte:02x} at position {cause.start}); save it as UTF-8"
+    remedy = {
+        "json": "a .jsonl file has one JSON object a line, a .json file one list of objects",
+        "csv": "a .csv file begins with a line of column names, and quotes text that holds commas",
+    }.get(loader, "check that it is complete and of the kind its name says")
+    return f"cannot read {shown} as {loader} ({_reason(error)}); {remedy}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong below the wrapper that `datasets` puts around the errors of parsers."""
+    import datasets
+
+    if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
+        return _cause(error.__cause__)
+    return error
+
+
+def _reason(error: Exception) -> str:
+    cause = _cause(error)
+    return textwrap.shorten(str(cause), width=300, placeholder=" …").rstrip(".:") or type(cause).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars (unless this logger shows INFO) and no log lines of `datasets`; both as before afterwards."""
+    import datasets
+    import huggingface_hub.utils as hub
+    from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
+
+    with ExitStack() as stack:
+        verbosity = datasets.logging.get_verbosity()
+        stack.callback(datasets.logging.set_verbosity, verbosity)
+        datasets.logging.set_verbosity(logging.CRITICAL)  # what it would log as an error is raised as one
+        if not logger.isEnabledFor(logging.INFO):
+            # An environment variable that insists on bars has priority: asking against it would only warn.
+            if datasets.config.HF_DATASETS_DISABLE_PROGRESS_BARS is None:
+                _hide_bars(
+                    stack,
+                    datasets.are_progress_bars_disabled(),
+                    datasets.disable_progress_bars,
+                    datasets.enable_progress_bars,
+                )
+            if HF_HUB_DISABLE_PROGRESS_BARS is None:
+                _hide_bars(stack, hub.are_progress_bars_disabled(), hub.disable_progress_bars, hub.enable_progress_bars)
+        yield
+
+
+def _hide_bars(stack: ExitStack, hidden: bool, hide: Callable[[], None], show: Callable[[], None]) -> None:
+    if not hidden:
+        hide()
+        stack.callback(show)

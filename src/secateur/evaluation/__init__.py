@@ -1,0 +1,1 @@
+"""Measuring models: perplexity, speed, memory, and what they write."""

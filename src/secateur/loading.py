@@ -1,0 +1,131 @@
+"""Reading a model and its tokenizer, with every way it can go wrong said in one line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.errors import ModelError, UnsupportedModelError
+
+__all__ = ["autocast_dtype", "load_model", "load_tokenizer", "quiet_transformers"]
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device: str | torch.device | None = None,
+) -> Any:
+    """Load a causal language model in evaluation mode.
+
+    Args:
+        source: a hub id or a local checkpoint directory.
+        dtype: `auto` (as stored), `float32`, `bfloat16` or `float16`.
+        revision: the branch, tag or commit of a hub id.
+        trust_remote_code: run code that comes with the model.
+        device: where to put it; a GPU if there is one, else the CPU.
+
+    Raises:
+        ModelError: if it cannot be read; the message says why and what to do.
+        UnsupportedModelError: if it is not a causal language model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if dtype not in _DTYPES:
+        raise ModelError(f"unknown dtype '{dtype}'; choose one of {', '.join(_DTYPES)}")
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _explained(source), quiet_transformers():
+        config = AutoConfig.from_pretrained(source, **common)
+    remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if getattr(config, "is_encoder_decoder", False) or (type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote):
+        raise UnsupportedModelError(
+            f"{source} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
+        )
+    with _explained(source), quiet_transformers():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=_DTYPES[dtype], use_safetensors=True, output_loading_info=True, **common
+        )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            f"{source} lacks {len(missing)} of the model's weights, '{missing[0]}' first; give a complete checkpoint"
+        )
+    if getattr(model, "hf_device_map", None) is None:
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.eval()
+
+
+def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer that lies beside a model.
+
+    Raises:
+        ModelError: if there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with _explained(source, "the tokenizer of "), quiet_transformers():
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype for mixed-precision compute, or None for the weights' own.
+
+    `auto` is bfloat16 where the device multiplies bfloat16 natively, and none elsewhere.
+    """
+    if precision == "fp32":
+        return None
+    if precision == "bf16":
+        return torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return torch.bfloat16 if device.type == "cpu" and native is not None and native() else None
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no advice from transformers in here; the setting comes back."""
+    from transformers.utils import logging as hf
+
+    level, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf.set_verbosity(level)
+        if bars:
+            hf.enable_progress_bar()
+
+
+@contextmanager
+def _explained(source: str | Path, what: str = "") -> Iterator[None]:
+    """Turn whatever the hub or the file says into one line about `source`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise ModelError(f"{source} has a damaged safetensors file ({error}); copy or download it again") from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        logger.debug("loading failed", exc_info=True)
+        reason = " ".join(str(error).split())
+        if not Path(source).exists():
+            remedy = "give a local checkpoint directory, or a hub id while online"
+        elif not (Path(source) / "config.json").is_file():
+            remedy = "give a directory that holds config.json and *.safetensors"
+        else:
+            remedy = "see the reason and mend the checkpoint"
+        raise ModelError(f"cannot load {what}{source}; {remedy} (reason: {reason[:300]})") from error

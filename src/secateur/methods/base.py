@@ -1,0 +1,135 @@
+"""What a pruning method is: settings that can choose layers, and perhaps prepare the model for their removal."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from secateur.data import TokenBatches
+from secateur.decoder import Decoder, evaluating
+from secateur.plan import LayerScores, PruningPlan
+from secateur.progress import Progress, Silent
+
+__all__ = ["Cost", "Method", "Run", "calibration_loss", "next_token_loss"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What surrounds a method's work and is no setting of its own."""
+
+    seed: int = 0
+    """Seed of every random choice."""
+
+    precision: torch.dtype | None = None
+    """Autocast dtype of forward and backward passes; the weights' own if None."""
+
+    progress: Progress = field(default_factory=Silent)
+    """Who watches."""
+
+    def autocast(self, decoder: Decoder) -> torch.autocast:
+        """Mixed precision as asked for."""
+        return torch.autocast(decoder.device.type, self.precision or torch.bfloat16, enabled=self.precision is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a method will use, in units of the dense model."""
+
+    choose_tokens: float = 0.0
+    """Forward passes to choose the layers, in tokens through the whole dense model; a backward pass counts as well."""
+
+    prepare_tokens: float = 0.0
+    """The same to prepare the model."""
+
+    training_tokens: int = 0
+    """Tokens that update weights."""
+
+    memory_copies: float = 1.0
+    """Peak memory, in copies of the model's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Settings of one method; a subclass a paper, its fields the settings. One line in the registry makes it known."""
+
+    name: ClassVar[str]
+    """The name on the command line."""
+
+    paper: ClassVar[str]
+    """Where it was published."""
+
+    prepares: ClassVar[bool] = False
+    """Whether it changes weights before the cut."""
+
+    @abstractmethod
+    def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
+        """Choose `drop` layers on calibration tokens; the model is as it was afterwards.
+
+        Args:
+            decoder: the dense model's layers.
+            data: calibration tokens.
+            drop: how many layers go, 1 to all but one.
+            run: seed, precision, progress.
+        """
+
+    def prepare_(
+        self,
+        decoder: Decoder,
+        data: TokenBatches,
+        plan: PruningPlan,
+        *,
+        run: Run | None = None,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Change weights in place so that the planned removal hurts less; returns what belongs in the record."""
+        return {}
+
+    def final_gate(self) -> float:
+        """How much of the layers that go is left in the residual stream after `prepare_`: 1 all of it, 0 nothing."""
+        return 1.0
+
+    def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:  # noqa: ARG002
+        """What `plan` and `prepare_` will use."""
+        return Cost(choose_tokens=data.num_tokens)
+
+    def options(self) -> dict[str, Any]:
+        """The settings, as they go into a plan."""
+        return asdict(self)
+
+    def _planned(self, order: Sequence[int], scores: LayerScores, **provenance: Any) -> PruningPlan:
+        return PruningPlan(
+            num_layers=len(scores),
+            order=tuple(order),
+            scores=scores,
+            method=self.name,
+            options=self.options(),
+            provenance=provenance,
+        )
+
+
+def next_token_loss(logits: Tensor, input_ids: Tensor) -> Tensor:
+    """Mean next-token cross-entropy in nats of logits (batch, tokens, vocabulary), in float32."""
+    targets = input_ids[:, 1:].to(logits.device).flatten()
+    return functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets)
+
+
+def calibration_loss(decoder: Decoder, data: TokenBatches, run: Run) -> float:
+    """Mean next-token cross-entropy of the model as it is now on all of `data`, in nats."""
+    total = 0.0
+    with measuring(decoder, run):
+        for input_ids in data:
+            total += next_token_loss(decoder.logits(input_ids), input_ids).item() * len(input_ids)
+    return total / data.num_sequences
+
+
+@contextmanager
+def measuring(decoder: Decoder, run: Run) -> Iterator[None]:
+    """Forward passes only: evaluation mode, no gradients, mixed precision as asked for."""
+    with evaluating(decoder.model), torch.no_grad(), run.autocast(decoder):
+        yield

@@ -1,0 +1,34 @@
+"""Random layers: the floor that every method must beat. A seeded draw without replacement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from secateur.data import TokenBatches
+from secateur.decoder import Decoder
+from secateur.methods.base import Cost, Method, Run
+from secateur.plan import LayerScores, PruningPlan
+
+__all__ = ["Random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Method):
+    """Layers drawn at random; has no settings but the seed."""
+
+    name: ClassVar[str] = "random"
+    paper: ClassVar[str] = "a seeded draw"
+
+    def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:  # noqa: ARG002
+        """Score each layer by its place in a random permutation, and drop the lowest."""
+        generator = torch.Generator().manual_seed((run or Run()).seed)
+        places = torch.randperm(decoder.num_layers, generator=generator)
+        scores = LayerScores(tuple(places.double().tolist()), self.name)
+        return self._planned(scores.lowest(drop), scores)
+
+    def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:  # noqa: ARG002
+        """Nothing."""
+        return Cost()

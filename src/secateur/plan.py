@@ -1,0 +1,194 @@
+"""What is decided before anything is cut: a score a layer, and the layers that go. Both are small JSON files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+from secateur.errors import PlanError
+
+__all__ = ["LayerScores", "PruningPlan", "count_to_drop", "finite", "write_json"]
+
+
+def count_to_drop(drop: int | float, num_layers: int) -> int:
+    """The number of layers that `drop` means for a model of `num_layers`.
+
+    Args:
+        drop: a count (int), or a share of the layers (float in (0, 1)); a share rounds half up, and never to 0 or all.
+        num_layers: the layers of the dense model.
+
+    Raises:
+        PlanError: if no layer or every layer would go.
+    """
+    if isinstance(drop, float) and not 0 < drop < 1:
+        raise PlanError(f"cannot drop a share of {drop:g} of the layers; choose a share between 0 and 1, or a count")
+    if num_layers < 2:
+        raise PlanError(f"a model of {num_layers} layer has none to spare; nothing can be dropped")
+    if isinstance(drop, float):
+        return min(max(math.floor(drop * num_layers + 0.5), 1), num_layers - 1)
+    if not 1 <= drop < num_layers:
+        raise PlanError(f"cannot drop {drop} of {num_layers} layers; choose 1..{num_layers - 1}")
+    return drop
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as JSON so that `path` holds either the old content or the new, never half of it.
+
+    Non-finite numbers become null: JSON has no word for them.
+    """
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def finite(value: Any) -> Any:
+    """The value with every number that is not finite as None, and tuples as lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class LayerScores(Sequence[float]):
+    """One number a decoder layer; larger means keep."""
+
+    values: tuple[float, ...]
+    """The scores, by layer of the dense model."""
+
+    method: str = ""
+    """The method that made them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(float(value) for value in self.values))
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[float, ...]: ...
+    def __getitem__(self, index: int | slice) -> float | tuple[float, ...]:
+        return self.values[index]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.values)
+
+    def lowest(self, count: int) -> tuple[int, ...]:
+        """The `count` layers with the lowest scores, lowest first; of equals the earlier layer."""
+        return tuple(sorted(range(len(self)), key=lambda layer: (self.values[layer], layer))[:count])
+
+    def plan(self, drop: int | float, **about: Any) -> PruningPlan:
+        """The plan that drops the lowest layers.
+
+        Args:
+            drop: a count, or a share of the layers in (0, 1).
+            about: further fields of the plan (`options`, `provenance`).
+
+        Raises:
+            PlanError: if no layer or every layer would go.
+        """
+        order = self.lowest(count_to_drop(drop, len(self)))
+        return PruningPlan(num_layers=len(self), order=order, scores=self, method=self.method, **about)
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which layers of a dense model go, and why."""
+
+    num_layers: int
+    """Layers of the dense model."""
+
+    order: tuple[int, ...]
+    """The layers that go, in the order in which they were chosen; a prefix of it is a smaller cut."""
+
+    scores: LayerScores | None = None
+    """The scores behind the choice, if there were any."""
+
+    method: str = ""
+    """The method that chose."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """The method's settings."""
+
+    merges: dict[int, int] = field(default_factory=dict)
+    """Dropped layer → the kept layer it is merged into."""
+
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where the choice came from: model, data, seed, versions, how it went."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", tuple(int(layer) for layer in self.order))
+        count_to_drop(len(self.order), self.num_layers)
+        if len(set(self.order)) != len(self.order):
+            raise PlanError(f"the plan names a layer twice: {list(self.order)}; name each layer once")
+        outside = [layer for layer in self.order if not 0 <= layer < self.num_layers]
+        if outside:
+            raise PlanError(f"the model has no layer {outside[0]}; its layers are 0..{self.num_layers - 1}")
+        if self.scores is not None and len(self.scores) != self.num_layers:
+            raise PlanError(f"{len(self.scores)} scores for {self.num_layers} layers; give one score a layer")
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """The layers that go, in ascending order."""
+        return tuple(sorted(self.order))
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The layers that stay, in ascending order."""
+        gone = set(self.order)
+        return tuple(layer for layer in range(self.num_layers) if layer not in gone)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, atomically."""
+        body = asdict(self)
+        body["dropped"] = list(self.dropped)
+        body["scores"] = None if self.scores is None else list(self.scores)
+        write_json(path, body)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        """Read a plan written by `save`.
+
+        Raises:
+            PlanError: if the file is missing, is not such a plan, or is inconsistent.
+        """
+        try:
+            body = json.loads(Path(path).read_text(encoding="utf-8"))
+            scores, method = body["scores"], str(body["method"])
+            return cls(
+                num_layers=int(body["num_layers"]),
+                order=tuple(body["order"]),
+                scores=None
+                if scores is None
+                else LayerScores(tuple(math.nan if s is None else s for s in scores), method),
+                method=method,
+                options=dict(body["options"]),
+                merges={int(source): int(target) for source, target in body["merges"].items()},
+                provenance=dict(body["provenance"]),
+            )
+        except OSError as error:
+            raise PlanError(f"cannot read the plan {path}: {error.strerror or error}; give a plan.json") from error
+        except PlanError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(
+                f"{path} is not a pruning plan ({error!r}); give a plan.json written by secateur"
+            ) from error

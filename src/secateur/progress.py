@@ -1,0 +1,33 @@
+"""How a long step says how far it is, without knowing who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+__all__ = ["Progress", "Silent"]
+
+
+class Progress(Protocol):
+    """Somebody who shows progress; the command line draws bars, a library call stays silent."""
+
+    def track(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Open a step of `total` units; the value is called with the number of units just done."""
+        ...
+
+    def note(self, message: str) -> None:
+        """Say one line about what was found."""
+        ...
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    @contextmanager
+    def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:  # noqa: ARG002
+        """Do nothing."""
+        yield lambda done: None  # noqa: ARG005
+
+    def note(self, message: str) -> None:
+        """Do nothing."""

@@ -1,0 +1,161 @@
+"""The model card: the README.md of a pruned checkpoint."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from secateur.report.comparison import compared
+
+__all__ = ["inherited_metadata", "model_card"]
+
+_INHERITED = ("license", "license_name", "license_link", "language")
+_PLACE = re.compile(r"/|~|[A-Za-z]:[\\/]|\\\\|\.\.?[\\/]")
+
+
+def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping[str, Any] | None = None) -> str:
+    """The text of README.md: metadata for the hub, what was removed, what it cost, how it was made and is loaded.
+
+    Paths of this machine are shortened to their last part: a card is read elsewhere.
+
+    Args:
+        record: `run_record(…)`; what is missing in it is left out.
+        base_model: the dense model's hub id, or its directory; only a hub id becomes metadata.
+        inherited: `inherited_metadata(…)` of the dense model.
+    """
+    from huggingface_hub import ModelCardData
+
+    on_hub = _is_hub_id(base_model)
+    data = ModelCardData(
+        base_model=base_model if on_hub else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["secateur", "pruning", "layer-pruning"],
+        **{key: value for key, value in (inherited or {}).items() if key in _INHERITED and value},
+    )
+    name = base_model if on_hub else _last_part(base_model)
+    sections = [_title(record, name), _table(record), _making(record), _LOADING, _LIMITS]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+
+
+def inherited_metadata(base_model: str | Path) -> dict[str, Any]:
+    """The licence and language that the dense model's card states; empty if none is found. Stays offline.
+
+    Args:
+        base_model: a local checkpoint, or a hub id whose card is in the hub's cache.
+    """
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+
+    card = Path(base_model, "README.md")
+    if not card.is_file() and _is_hub_id(str(base_model)):
+        cached = try_to_load_from_cache(str(base_model), "README.md")
+        card = Path(cached) if isinstance(cached, str) else card
+    if not card.is_file():
+        return {}
+    try:
+        data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    except Exception:  # a stranger's card, in whatever state: the licence is then simply not known
+        return {}
+    return {key: data[key] for key in _INHERITED if data.get(key)}
+
+
+def _is_hub_id(model: str) -> bool:
+    """Whether `model` names a repository of the hub, and no directory here."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return not _PLACE.match(model) and not Path(model).exists()
+
+
+def _last_part(path: str) -> str:
+    """The last part of a path of any system."""
+    return (PureWindowsPath(path) if "\\" in path else PurePosixPath(path)).name or "a local model"
+
+
+def _shortened(word: str) -> str:
+    """A word of a command line without the way to a place on this machine."""
+    option, equals, value = word.partition("=")
+    if word.startswith("-") and equals:
+        return f"{option}={_shortened(value)}"
+    return _last_part(word) if _PLACE.match(word) else word
+
+
+def _code(value: Any) -> str:
+    """`value` as inline code on one line, whatever is in it."""
+    text = " ".join(str(value).split()).replace("`", "'")
+    return f"`{text}`"
+
+
+def _title(record: Mapping[str, Any], name: str) -> str:
+    layers, dropped = (record.get("model") or {}).get("num_layers"), record.get("dropped") or []
+    method = (record.get("method") or {}).get("name")
+    removed = f"{len(dropped)} of its {layers} decoder layers" if layers else f"{len(dropped)} decoder layers"
+    chosen = f", chosen by the method {_code(method)}" if method else ""
+    return (
+        f"# {_plain(name)}, {len(dropped)} layers shorter\n\n"
+        f"{_code(name)} with {removed} removed{chosen}. Removed (counted from 0): {_ranges(dropped)}."
+    )
+
+
+def _plain(name: str) -> str:
+    """A name in a heading: no Markdown, no second line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(name.split()))
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """`[3, 4, 5, 9]` as `3–5, 9`."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "none"
+
+
+def _table(record: Mapping[str, Any]) -> str:
+    metrics = record.get("metrics") or {}
+    if not metrics:
+        return ""
+    rows = [f"| {row.metric} | {row.dense} | {row.pruned} | {row.change} |" for row in compared(metrics)]
+    text = (record.get("eval_data") or {}).get("spec")
+    note = f"\n\nPerplexity is measured on {_code(_shortened(str(text)))}." if text else ""
+    return "\n".join(["| | dense | pruned | change |", "|---|---:|---:|---:|", *rows]) + note
+
+
+def _making(record: Mapping[str, Any]) -> str:
+    data = record.get("data") or {}
+    lines = []
+    if record.get("command"):
+        command = shlex.join(_shortened(word) for word in shlex.split(str(record["command"])))
+        lines.append("```sh\n" + " ".join(command.split()).replace("`", "'") + "\n```\n")
+    if data.get("spec"):
+        tokens = f", {data['tokens']:,} tokens" if isinstance(data.get("tokens"), int) else ""
+        lines.append(f"Calibration text: {_code(_shortened(str(data['spec'])))}{tokens}.")
+    made = f"secateur {record.get('secateur_version') or ''}".strip()
+    lines.append(f"Made with {made}; the whole record is in `secateur/record.json`.")
+    return "## How it was made\n\n" + "\n".join(lines)
+
+
+_LOADING = """## How to load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"  # or this repository's id on the hub
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```"""
+
+
+_LIMITS = """## Limits
+
+- Removing layers loses something: knowledge, fluency and safety training may have suffered more than the perplexity
+  says. Try the model on your own task before you rely on it.
+- The limits, biases and licence of the dense model hold here too."""

@@ -1,0 +1,101 @@
+"""Dense against pruned, as rows of words: the same in the terminal and on the model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["MISSING", "ComparedRow", "compared", "format_bytes", "format_count", "format_number"]
+
+MISSING = "–"
+"""Stands for a value that was not measured."""
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One metric of both models, as text."""
+
+    metric: str
+    dense: str
+    pruned: str
+    change: str
+
+
+def compared(metrics: Mapping[str, Mapping[str, Any]]) -> list[ComparedRow]:
+    """The rows of the comparison.
+
+    Args:
+        metrics: the record's `metrics`: `dense` and `pruned`, each with any of `num_layers`, `num_parameters`,
+            `perplexity`, `size_bytes`, `prefill_tokens_per_second`, `decode_tokens_per_second`. Each of these is a
+            row, measured or not; other entries are not shown.
+    """
+    dense, pruned = metrics.get("dense") or {}, metrics.get("pruned") or {}
+    return [_row(label, dense.get(key), pruned.get(key), write) for key, (label, write) in _METRICS.items()]
+
+
+def _row(label: str, dense: Any, pruned: Any, write: Callable[[float], str]) -> ComparedRow:
+    before, after = _number(dense), _number(pruned)
+    return ComparedRow(
+        metric=label,
+        dense=MISSING if before is None else write(before),
+        pruned=MISSING if after is None else write(after),
+        change=_change(before, after),
+    )
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        return None
+    return value
+
+
+def _change(before: float | None, after: float | None) -> str:
+    """A signed percentage; beyond three times as much, the factor."""
+    if before is None or after is None or not before or not math.isfinite(before) or not math.isfinite(after):
+        return MISSING
+    ratio = after / before
+    if ratio >= 3:
+        return f"×{ratio:.1f}" if ratio < 100 else f"×{format_number(ratio)}".removesuffix(".0")
+    return "0 %" if ratio == 1 else f"{100 * (ratio - 1):+.1f} %".replace("-", "−")
+
+
+def format_number(value: float) -> str:
+    """A measurement in four figures or so: `21.43`, `1,204`, `3.1e+07`."""
+    size = abs(value)
+    if size >= 1e6 and math.isfinite(value):
+        return f"{value:.1e}"
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 100 else f"{value:.2f}"
+
+
+def format_count(value: float) -> str:
+    """A large count: `134.5 M`, `7.24 B`, `960`."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= unit:
+            return f"{value / unit:.4g} {name}"
+    return f"{value:.0f}"
+
+
+def format_bytes(value: float) -> str:
+    """Bytes in decimal units: `538 MB`, `1.08 GB`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:.0f} B"
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}"
+
+
+_METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "num_layers": ("layers", _whole),
+    "num_parameters": ("parameters", format_count),
+    "perplexity": ("perplexity", format_number),
+    "size_bytes": ("size on disk", format_bytes),
+    "prefill_tokens_per_second": ("prefill tokens/s", format_number),
+    "decode_tokens_per_second": ("decode tokens/s", format_number),
+}

@@ -1,0 +1,211 @@
+"""What people see in the terminal: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from secateur.report.comparison import MISSING, compared
+
+__all__ = [
+    "RichProgress",
+    "comparison_table",
+    "generations_table",
+    "message_console",
+    "results_console",
+    "score_bars",
+]
+
+
+def results_console() -> Console:
+    """Standard output; no colour when piped. Texts are shown as they are: no markup, no emoji codes."""
+    return Console(file=sys.stdout, markup=False, emoji=False, highlight=False)
+
+
+def message_console() -> Console:
+    """Standard error, in the same manner."""
+    return Console(file=sys.stderr, markup=False, emoji=False, highlight=False)
+
+
+class RichProgress:
+    """`secateur.progress.Progress` on standard error.
+
+    In a terminal: what is being done, a bar, how much of how much, time gone and time left. A step within a step
+    shows its bar while it lasts. Elsewhere: a line when a step starts and one when it ends.
+    """
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        """Set up.
+
+        Args:
+            quiet: show nothing at all.
+            console: where to, instead of standard error.
+        """
+        self._console = console or message_console()
+        self._quiet = quiet
+        self._bars: Bars | None = None  # while a step is open in a terminal
+
+    @contextmanager
+    def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Open a step of `total` units; the value is called with the number of units just done."""
+        if self._quiet:
+            yield _ignore
+        elif not self._console.is_terminal:
+            with self._lines(description):
+                yield _ignore
+        elif self._bars is not None:
+            bars, task = self._bars, self._bars.add_task(description, total=total)
+            try:
+                yield lambda done: bars.advance(task, done)
+            finally:
+                bars.remove_task(task)
+        else:
+            with self._opened() as bars:
+                task = bars.add_task(description, total=total)
+                yield lambda done: bars.advance(task, done)
+
+    def note(self, message: str) -> None:
+        """Say one line about what was found."""
+        if not self._quiet:
+            self._say(message)
+
+    def _say(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+    @contextmanager
+    def _lines(self, description: str) -> Iterator[None]:
+        self._say(f"{description} …")
+        start, outcome = time.monotonic(), "stopped"
+        try:
+            yield
+            outcome = "done"
+        finally:
+            self._say(f"{description}: {outcome} after {time.monotonic() - start:.1f} s")
+
+    @contextmanager
+    def _opened(self) -> Iterator[Bars]:
+        """The display, for as long as the outermost step lasts; its last state stays on the screen."""
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
+        )
+        # Results on standard output must not be drawn into standard error's display.
+        self._bars = Bars(*columns, console=self._console, redirect_stdout=False)
+        try:
+            with self._bars as bars:
+                yield bars
+        finally:
+            self._bars = None
+
+
+def _ignore(done: int) -> None:
+    """Nobody counts."""
+
+
+def score_bars(scores: Sequence[float], dropped: Collection[int] = (), width: int = 40) -> Group:
+    """One row a layer: its index, its score as a bar and as a number, and whether it is kept.
+
+    A bar starts at the lowest score, so that negative scores and small differences show; a layer that scores far
+    above the others (often the first) is cut off and marked `»`. What has no finite score has no bar.
+
+    Args:
+        scores: one a layer; larger means keep.
+        dropped: the layers that go.
+        width: characters of the longest bar.
+    """
+    low, high = _scale([score for score in scores if math.isfinite(score)])
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer", justify="right")
+    table.add_column("", width=width)
+    table.add_column("score", justify="right")
+    table.add_column("")
+    for layer, score in enumerate(scores):
+        goes = layer in dropped
+        style = "red" if goes else "green"
+        mark = "»" if math.isfinite(score) and score > high else ""
+        table.add_row(
+            str(layer),
+            _bar(score, low, high, width=width, style=style),
+            mark + _score(score),
+            Text("dropped" if goes else "kept", style=style),
+        )
+    return Group(table, _caption(scores, low, high))
+
+
+def _scale(finite: list[float]) -> tuple[float, float]:
+    """The scores at which bars begin and end: the lowest, and the highest that is not far off."""
+    if not finite:
+        return 0.0, 0.0
+    low, high, middle = min(finite), max(finite), sorted(finite)[len(finite) // 2]
+    return low, min(high, low + 5 * (middle - low)) if middle > low else high
+
+
+def _caption(scores: Sequence[float], low: float, high: float) -> Text:
+    beyond = "; » goes beyond" if any(high < score < math.inf for score in scores) else ""
+    return Text(f"bars from {_score(low)} to {_score(high)}{beyond}; a larger score means keep")
+
+
+def _bar(score: float, low: float, high: float, *, width: int, style: str) -> ProgressBar | str:
+    if not math.isfinite(score):
+        return ""
+    share = min((score - low) / (high - low), 1.0) if high > low else 1.0
+    return ProgressBar(
+        total=1.0, completed=share, width=width, style="black", complete_style=style, finished_style=style
+    )
+
+
+def _score(score: float) -> str:
+    return MISSING if math.isnan(score) else f"{score:.4g}"
+
+
+def comparison_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Dense against pruned: layers, parameters, perplexity, size on disk, speeds, and how each changed.
+
+    Args:
+        metrics: the record's `metrics`; what is missing or None is shown as –.
+    """
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("metric")
+    for name in ("dense", "pruned", "change"):
+        table.add_column(name, justify="right")
+    for row in compared(metrics):
+        table.add_row(row.metric, row.dense, row.pruned, row.change)
+    return table
+
+
+def generations_table(prompts: Sequence[str], dense: Sequence[str], pruned: Sequence[str]) -> Table:
+    """What both models write after the same prompts, side by side.
+
+    Args:
+        prompts: the prompts.
+        dense: the dense model's continuations, one a prompt.
+        pruned: the pruned model's.
+    """
+    table = Table(box=box.SIMPLE_HEAD, show_lines=True, expand=True)
+    for name, ratio in (("prompt", 2), ("dense", 3), ("pruned", 3)):
+        table.add_column(name, ratio=ratio, overflow="fold")
+    for texts in zip(prompts, dense, pruned, strict=True):
+        table.add_row(*(Text(_printable(text)) for text in texts))
+    return table
+
+
+def _printable(text: str) -> str:
+    """`text` without blank lines, and without what could steer a terminal: a model may write anything."""
+    lines = ("".join(mark if mark.isprintable() else " " for mark in line).rstrip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line)

@@ -1,0 +1,182 @@
+"""The run's record, `record.json`: what was done to which model, with what, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = [
+    "config_sha256",
+    "count_parameters",
+    "describe_model",
+    "directory_size",
+    "redacted_command",
+    "run_record",
+    "versions",
+]
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers", "huggingface_hub")
+_HIDDEN = "***"
+_SECRET_NAMES = frozenset({"token", "hf_token", "hub_token", "access_token", "auth_token", "api_key", "password"})
+_SECRET_TEXT = re.compile(r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{8,}|(?<=://)[^/\s@]+(?=@)")
+_CONFIG_NOISE = frozenset({"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"})
+
+
+def run_record(
+    *,
+    command: Sequence[str],
+    model: Mapping[str, Any],
+    method: Mapping[str, Any],
+    dropped: Sequence[int],
+    scores: Sequence[float] | None = None,
+    data: Mapping[str, Any] | None = None,
+    eval_data: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    timings: Mapping[str, float] | None = None,
+    peak_memory_bytes: int | None = None,
+    seed: int | None = None,
+    proof: Mapping[str, Any] | None = None,
+    preparation: Mapping[str, Any] | None = None,
+    generations: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything needed to judge a run and to do it again, as plain JSON values.
+
+    Access tokens never get into it: neither from the command line nor from any text or option below.
+
+    Args:
+        command: the command line, `["secateur", "prune", …]`.
+        model: `describe_model(…)`.
+        method: `name` and `options`.
+        dropped: the layers removed, by index of the dense model.
+        scores: the scores behind the choice, one a layer.
+        data: `spec`, `sequences`, `tokens` and `fingerprint` of the calibration text.
+        eval_data: the same of the text the metrics were measured on.
+        metrics: `dense` and `pruned`, each a mapping of numbers.
+        timings: seconds by stage.
+        peak_memory_bytes: the most memory held at once.
+        seed: the seed of everything random.
+        proof: what the reloaded checkpoint was held against, and how far off it was.
+        preparation: how the weights were changed before the cut.
+        generations: `prompts`, `dense` and `pruned`, lists of texts of equal length.
+    """
+    record = {
+        "secateur_version": _version("secateur"),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": redacted_command(command),
+        "model": model,
+        "method": method,
+        "data": data,
+        "eval_data": eval_data,
+        "dropped": sorted(dropped),
+        "scores": None if scores is None else [float(score) for score in scores],
+        "preparation": preparation,
+        "proof": proof,
+        "metrics": {} if metrics is None else metrics,
+        "generations": generations,
+        "timings": {} if timings is None else timings,
+        "peak_memory_bytes": peak_memory_bytes,
+        "seed": seed,
+        "versions": versions(),
+    }
+    plain: dict[str, Any] = _redacted(record)
+    return plain
+
+
+def describe_model(model: PreTrainedModel, *, id: str, revision: str | None = None) -> dict[str, Any]:  # noqa: A002
+    """The record's `model`: which model it is, and how large.
+
+    Args:
+        model: the dense model.
+        id: its hub id or directory, as the user gave it.
+        revision: the commit of the hub, if it came from there.
+    """
+    return {
+        "id": id,
+        "revision": revision or getattr(model.config, "_commit_hash", None),
+        "config_sha256": config_sha256(model.config),
+        "num_layers": int(model.config.get_text_config().num_hidden_layers),
+        "num_parameters": count_parameters(model),
+    }
+
+
+def config_sha256(config: PretrainedConfig) -> str:
+    """The sha256, in hex, of what a configuration says of the architecture.
+
+    Where the model was loaded from, in which dtype and class, and by which transformers, leaves no trace in it.
+    """
+    body = {key: value for key, value in config.to_dict().items() if key not in _CONFIG_NOISE}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of parameters; tied ones count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def directory_size(path: str | Path) -> int:
+    """Bytes of all files under `path`; links count as what they point to, as in the hub's cache."""
+    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def redacted_command(command: Sequence[str]) -> str:
+    """A command line as text that a shell takes, with access tokens as `***`."""
+    words: list[str] = []
+    hide_next = False
+    for word in command:
+        option, equals, value = word.partition("=")
+        secret = option.startswith("-") and _is_secret(option)
+        if hide_next or word.startswith("hf_"):
+            words.append(_HIDDEN)
+        elif equals and (secret or value.startswith("hf_")):
+            words.append(f"{option}={_HIDDEN}")
+        else:
+            words.append(_redacted(word))
+        hide_next = secret and not equals
+    return shlex.join(words)
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of what ran: packages (None if not installed), Python, platform and accelerator."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
+    found |= {package: _version(package) for package in _PACKAGES}
+    torch = sys.modules.get("torch")  # not imported for the sake of a name
+    found["device"] = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else "cpu"
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _redacted(value: Any) -> Any:
+    """`value` with access tokens as `***`, and mappings, sequences and paths as dict, list and str."""
+    if isinstance(value, Mapping):
+        return {str(key): _HIDDEN if item and _is_secret(str(key)) else _redacted(item) for key, item in value.items()}
+    if isinstance(value, (str, Path)):
+        return _SECRET_TEXT.sub(_HIDDEN, str(value))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_redacted(item) for item in value]
+    return value
+
+
+def _is_secret(name: str) -> bool:
+    """Whether an option or a key, `--hf-token` or `hf_token`, is named like a secret."""
+    return name.lower().lstrip("-").replace("-", "_") in _SECRET_NAMES

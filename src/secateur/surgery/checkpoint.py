@@ -1,0 +1,191 @@
+"""Writing a checkpoint so that it is there whole or not at all, and proving it before it is handed over."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.decoder import Decoder, evaluating
+from secateur.errors import OutputError, ProofError, WriteError
+from secateur.loading import load_model, quiet_transformers
+
+__all__ = ["Proof", "bypassed_logits", "check_output", "new_directory", "prove_checkpoint", "save_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest difference between logits that rounding explains, as a share of the largest logit."""
+
+
+def check_output(out: str | Path, *, overwrite: bool = False) -> Path:
+    """Make sure, before anything expensive, that a checkpoint can be written to `out`; nothing is created.
+
+    Raises:
+        OutputError: if something is there already, or its parent cannot be written to.
+    """
+    target = Path(out).expanduser().absolute()
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{out} is a file; choose a directory for --out")
+    if target.is_dir() and any(target.iterdir()):
+        if not overwrite:
+            raise OutputError(f"{out} is not empty; choose another --out, or give --overwrite to replace it")
+        if not (target / "config.json").is_file():
+            raise OutputError(
+                f"{out} is not a checkpoint (it has no config.json), so it is not replaced; choose another"
+            )
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to {parent}; choose an --out in a directory of yours")
+    return target
+
+
+@contextmanager
+def new_directory(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary directory beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputError: if `out` cannot be written to.
+        WriteError: if writing fails half-way, as on a full disk.
+    """
+    target = check_output(out, overwrite=overwrite)
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+        temporary.chmod(0o755)
+        yield temporary
+        _replace(temporary, target)
+    except OSError as error:
+        raise WriteError(
+            f"cannot write {out}: {error.strerror or error}; nothing is left there: make room, or choose another --out"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Move `temporary` to `target`; what was there is put aside first, and comes back if the move fails."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    aside = temporary.with_suffix(".old")
+    target.rename(aside)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Write configuration, safetensors, tokenizer, chat template and generation settings to an existing directory.
+
+    Raises:
+        WriteError: if the disk is full or fails.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with quiet_transformers():
+            model.save_pretrained(directory)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(directory)
+    except SafetensorError as error:
+        raise WriteError(f"cannot write the weights ({error}); make room, or choose another --out") from error
+    for file in directory.glob("*.safetensors"):  # the writer makes them private to the user; other files are not
+        file.chmod(0o644)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was checked on the written checkpoint, and how well it held."""
+
+    tokens: int
+    """Tokens on which the logits were compared."""
+
+    max_difference: float
+    """Largest absolute difference between a logit of the checkpoint and of the bypassed model."""
+
+    tolerance: float
+    """The difference up to which rounding explains it."""
+
+    generated_tokens: int
+    """Greedy tokens generated with the cache and checked without it."""
+
+    max_cache_gap: float
+    """How far below the best uncached logit a token chosen with the cache was; 0 if every choice is the same."""
+
+
+def bypassed_logits(decoder: Decoder, dropped: Collection[int], input_ids: Tensor) -> Tensor:
+    """The logits that the pruned model must give: those of this model with `dropped` bypassed, (batch, tokens, vocab)."""
+    with evaluating(decoder.model), torch.no_grad(), decoder.bypass(dropped):
+        return decoder.logits(input_ids).float().cpu()
+
+
+def prove_checkpoint(
+    directory: Path, input_ids: Tensor, expected: Tensor, *, trust_remote_code: bool = False, new_tokens: int = 24
+) -> tuple[Proof, Any]:
+    """Load the checkpoint afresh and hold it to the bypassed model.
+
+    Args:
+        directory: the written checkpoint.
+        input_ids: (batch, tokens) of calibration text.
+        expected: the logits of `bypassed_logits` on them, (batch, tokens, vocabulary).
+        trust_remote_code: run code that comes with the checkpoint.
+        new_tokens: greedy tokens to generate with and without the cache.
+
+    Returns:
+        The proof, and the model as loaded from the directory.
+
+    Raises:
+        ProofError: if the logits differ by more than rounding, or cached and uncached generation disagree.
+    """
+    model = load_model(directory, trust_remote_code=trust_remote_code)
+    decoder = Decoder(model)
+    tolerance = _TOLERANCE.get(model.dtype, 1e-4) * max(expected.abs().max().item(), 1.0)
+    difference = (bypassed_logits(decoder, (), input_ids) - expected).abs().max().item()
+    if not difference <= tolerance:
+        raise ProofError(
+            f"the written model's logits differ by {difference:.3g} from the model with the layers bypassed, more than "
+            f"rounding explains ({tolerance:.2g}); nothing was kept: please report the model's family"
+        )
+    prompt = input_ids[:1, : max(1, min(32, input_ids.shape[1] // 2))]
+    gap = _cache_gap(decoder, prompt, new_tokens)
+    if not gap <= tolerance:
+        raise ProofError(
+            f"cached and uncached greedy generation disagree by {gap:.3g} in a logit, more than rounding explains "
+            f"({tolerance:.2g}); nothing was kept: please report the model's family"
+        )
+    return Proof(input_ids.numel(), difference, tolerance, new_tokens, gap), model
+
+
+def _cache_gap(decoder: Decoder, prompt: Tensor, new_tokens: int) -> float:
+    """Generate greedily with the cache; by how much does a full, uncached pass prefer another token at any step?"""
+    model = decoder.model
+    prompt = prompt.to(decoder.device)
+    with torch.no_grad(), quiet_transformers():
+        cached = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+        logits = decoder.logits(cached)[0, prompt.shape[1] - 1 : -1].float()
+    chosen = logits.gather(1, cached[0, prompt.shape[1] :, None]).squeeze(1)
+    return float((logits.max(dim=1).values - chosen).max().item())

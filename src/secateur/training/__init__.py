@@ -1,0 +1,1 @@
+"""Training on `transformers.Trainer`: towards a removal, with everything the Trainer offers."""

@@ -1,0 +1,371 @@
+"""Train a model while some of its layers are on their way out: ELDeR's second stage, and its variants.
+
+For the layers P that will be removed, the loss of a step is
+
+    (1 − d)·CE + d·KL(dense ‖ model) + λ2 · Σ_{l in P} mean_tokens ‖X_out[l] − X_in[l]‖
+
+with `d` the weight of the distillation and the norm taken over the hidden dimension. The layers of P are active, fade out
+with their residual gate over a share of the steps, or are bypassed from the first step on.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from secateur.data import TokenBatches
+from secateur.decoder import Activations, Decoder
+from secateur.errors import RequestError, TrainingDivergedError
+from secateur.progress import Progress, Silent
+
+__all__ = ["RemovalTraining", "identity_penalty", "train_towards_removal_"]
+
+logger = logging.getLogger(__name__)
+
+Norm = Literal["l1", "l2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovalTraining:
+    """How to train towards a removal."""
+
+    lambda_2: float = 0.0
+    """Weight of the identity penalty on the layers that go."""
+
+    lambda_2_ramp: float = 0.0
+    """Share of the steps over which lambda_2 rises linearly from 0; 0 for constant."""
+
+    norm: Norm = "l2"
+    """Norm of the identity penalty over the hidden dimension."""
+
+    fade_over: float | None = None
+    """Share of the steps over which the layers that go fade out: 0 bypasses them from the start, None never does."""
+
+    distil: float = 0.0
+    """Weight of the distillation from the dense model, 0 to 1; the rest is next-token cross-entropy."""
+
+    train: Literal["full", "lora"] = "full"
+    """Train all weights, or low-rank adapters that are merged at the end."""
+
+    lora_rank: int = 16
+    """Rank of the adapters."""
+
+    lora_alpha: int = 32
+    """Scale of the adapters, over their rank."""
+
+    learning_rate: float = 2e-5
+    """Peak learning rate of AdamW; linear decay."""
+
+    warmup: float = 0.03
+    """Share of the steps over which the learning rate rises."""
+
+    weight_decay: float = 0.0
+    """Weight decay."""
+
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+
+    sequences_per_step: int = 2
+    """Calibration windows per optimiser step."""
+
+    micro_batch: int | None = None
+    """Windows per forward pass; all of a step's if None. Must divide sequences_per_step."""
+
+    steps: int | None = None
+    """Optimiser steps; one pass over the calibration windows if None."""
+
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Further fields of transformers.TrainingArguments (gradient_checkpointing, report_to, optim, save_steps, …)."""
+
+    def __post_init__(self) -> None:
+        for name in ("lambda_2_ramp", "distil", "warmup", "fade_over"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise RequestError(f"{name} is a share, not {value:g}; choose 0..1")
+        for name in ("sequences_per_step", "micro_batch", "steps", "lora_rank", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise RequestError(f"{name} must be above 0, not {value:g}")
+        if self.lambda_2 < 0 or not math.isfinite(self.lambda_2):
+            raise RequestError(f"lambda_2 must be 0 or more, not {self.lambda_2:g}")
+        if self.micro_batch and self.sequences_per_step % self.micro_batch:
+            raise RequestError(
+                f"micro_batch={self.micro_batch} does not divide sequences_per_step={self.sequences_per_step}"
+            )
+
+    def num_steps(self, batches: TokenBatches) -> int:
+        """Optimiser steps on these windows."""
+        return self.steps or math.ceil(batches.num_sequences / self.sequences_per_step)
+
+    def fade_at(self, progress: float) -> float:
+        """The gate of the layers that go, `progress` (0 at the first step, 1 after the last) into the training."""
+        if self.fade_over is None:
+            return 1.0
+        return max(0.0, 1.0 - progress / self.fade_over) if self.fade_over > 0 else 0.0
+
+    def lambda_2_at(self, progress: float) -> float:
+        """The weight of the identity penalty, `progress` into the training."""
+        return self.lambda_2 * (min(1.0, progress / self.lambda_2_ramp) if self.lambda_2_ramp > 0 else 1.0)
+
+
+def identity_penalty(seen: Activations, layers: Collection[int], norm: Norm = "l2") -> Tensor:
+    """`Σ_{l in layers} mean_tokens ‖X_out[l] − X_in[l]‖`, a scalar in float32 (ELDeR, stage 2).
+
+    The paper does not state the reduction: here the norm runs over the hidden dimension, its mean over tokens.
+    """
+    order = 1 if norm == "l1" else 2
+    terms = []
+    for layer in sorted(layers):
+        change = seen.outputs[layer].float() - seen.inputs[layer].float()  # (batch, tokens, hidden)
+        terms.append(torch.linalg.vector_norm(change, ord=order, dim=-1).mean())
+    return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+
+
+def train_towards_removal_(
+    decoder: Decoder,
+    dropped: Collection[int],
+    batches: TokenBatches,
+    *,
+    settings: RemovalTraining,
+    teacher: nn.Module | None = None,
+    precision: torch.dtype | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train the model in place; the layers that go are still there afterwards.
+
+    Args:
+        decoder: the model, any weights.
+        dropped: the layers on their way out.
+        batches: the training tokens.
+        settings: see `RemovalTraining`.
+        teacher: the dense model, frozen; a copy of the model as it is now if None and one is needed.
+        precision: autocast dtype.
+        seed: of the order of the windows, dropout and adapters.
+        progress: told of each step.
+
+    Returns:
+        `steps`, `tokens`, `losses` (a dictionary a step), `final_gate` (what is left of the layers that go).
+
+    Raises:
+        TrainingDivergedError: if the loss or a weight stops being finite. The model then holds the last good weights.
+    """
+    if settings.distil > 0 and teacher is None:
+        teacher = copy.deepcopy(decoder.model)
+    if teacher is not None:
+        teacher = teacher.eval().requires_grad_(False)
+    was_frozen = {parameter for parameter in decoder.model.parameters() if not parameter.requires_grad}
+    with _trainable(decoder, dropped, settings, seed) as model, tempfile.TemporaryDirectory() as scratch:
+        trainer = _RemovalTrainer(
+            model=model,
+            args=_arguments(settings, batches, precision, seed, scratch),
+            train_dataset=[{"input_ids": row} for row in batches.input_ids],
+            data_collator=lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])},
+            decoder=decoder,
+            dropped=dropped,
+            settings=settings,
+            teacher=teacher,
+        )
+        with (progress or Silent()).track("training towards the removal", trainer.args.max_steps) as advance:
+            trainer.add_callback(_Advance(advance))
+            try:
+                trainer.train(resume_from_checkpoint=settings.trainer.get("resume_from_checkpoint"))
+                trainer.check_weights()
+            finally:
+                trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+                for parameter in decoder.model.parameters():
+                    parameter.requires_grad_(parameter not in was_frozen)
+                decoder.model.eval()
+    steps = trainer.args.max_steps
+    return {
+        "steps": steps,
+        "tokens": steps * settings.sequences_per_step * batches.sequence_length,
+        "losses": trainer.losses,
+        "final_gate": settings.fade_at(1.0),
+    }
+
+
+class _RemovalTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose loss knows which layers are going, and which stops on a loss that is not finite."""
+
+    def __init__(
+        self,
+        *,
+        decoder: Decoder,
+        dropped: Collection[int],
+        settings: RemovalTraining,
+        teacher: nn.Module | None,
+        **trainer: Any,
+    ) -> None:
+        super().__init__(**trainer)
+        self.remove_callback(PrinterCallback)  # standard output is for results
+        self.loss_is_scaled_for_ga = False  # `compute_loss` is a mean over the micro-batch
+        self.decoder, self.dropped, self.settings, self.teacher = decoder, sorted(set(dropped)), settings, teacher
+        if teacher is not None:
+            teacher.to(self.args.device)
+        self.losses: list[dict[str, float]] = []
+        self._seen = Activations()
+        self._keep_good_weights()
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch, forward and backward, with the layers that go gated as far as they have faded."""
+        fade = self.settings.fade_at(self._progress())
+        with ExitStack() as stack:
+            if fade == 0:
+                stack.enter_context(self.decoder.bypass(self.dropped))
+            else:
+                if self.settings.lambda_2 > 0:
+                    self._seen = stack.enter_context(self.decoder.capture(self.dropped))
+                if fade < 1:
+                    gates = torch.full((self.decoder.num_layers,), fade)
+                    stack.enter_context(self.decoder.gate(gates, layers=self.dropped))
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._seen = Activations()
+        return loss
+
+    def compute_loss(self, model: nn.Module, inputs: Mapping[str, Tensor], *_: Any, **__: Any) -> Tensor:
+        """The loss of the module's docstring, on one micro-batch of token ids (batch, tokens)."""
+        input_ids = inputs["input_ids"]
+        logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()  # (batch, tokens - 1, vocabulary)
+        parts: dict[str, Tensor] = {}
+        weight = self.settings.distil
+        if weight < 1:
+            parts["cross_entropy"] = functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten())
+        if weight > 0:
+            parts["distillation"] = self._divergence(logits, input_ids)
+        loss = (1 - weight) * parts.get("cross_entropy", 0.0) + weight * parts.get("distillation", 0.0)
+        if self._seen.outputs:
+            parts["identity"] = identity_penalty(self._seen, self.dropped, self.settings.norm)
+            loss = loss + self.settings.lambda_2_at(self._progress()) * parts["identity"]
+        self._record(loss, parts)
+        result: Tensor = loss
+        return result
+
+    def _divergence(self, logits: Tensor, input_ids: Tensor) -> Tensor:
+        """KL(dense ‖ model), mean over the predicted tokens."""
+        assert self.teacher is not None  # noqa: S101  made by train_towards_removal_ where distil > 0
+        with torch.no_grad():
+            target = self.teacher(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
+            target = target.log_softmax(dim=-1).flatten(0, 1)
+        return functional.kl_div(
+            logits.log_softmax(dim=-1).flatten(0, 1), target, log_target=True, reduction="batchmean"
+        )
+
+    def _progress(self) -> float:
+        """0 at the first step, 1 at the last, so that what fades over the whole training is gone in its last step."""
+        return float(self.state.global_step) / max(1, int(self.args.max_steps) - 1)
+
+    # ---- guarding against a loss that is not finite ---------------------------------------------------------------------
+
+    def _record(self, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+        if not torch.isfinite(loss):
+            self._give_up(f"the loss became {loss.item()} at step {self.state.global_step + 1}")
+        if not self.losses or self.losses[-1]["step"] != self.state.global_step:
+            if self.state.global_step % max(1, self.args.max_steps // 8) == 0:
+                self._keep_good_weights()
+            values = {name: part.item() for name, part in parts.items()}
+            self.losses.append({"step": self.state.global_step, "loss": loss.item(), **values})
+
+    def _trained(self) -> Iterator[nn.Parameter]:
+        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def _keep_good_weights(self) -> None:
+        """Weights that just gave a finite loss; kept in the CPU's memory."""
+        self._good = [parameter.detach().to("cpu", copy=True) for parameter in self._trained()]
+
+    def _give_up(self, what: str) -> None:
+        with torch.no_grad():
+            for parameter, good in zip(self._trained(), self._good, strict=True):
+                parameter.copy_(good)
+        raise TrainingDivergedError(
+            f"{what}; the last good weights are kept: try a lower learning rate (now {self.settings.learning_rate:g}), "
+            f"a lower lambda_2 (now {self.settings.lambda_2:g}), or fp32 precision"
+        )
+
+    def check_weights(self) -> None:
+        """The last update has no loss after it, so its weights are looked at themselves."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._trained()):
+            self._give_up("a weight became non-finite in the last step")
+
+
+class _Advance(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, advance: Any) -> None:
+        self.advance = advance
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.advance(1)
+
+
+@contextmanager
+def _trainable(decoder: Decoder, dropped: Collection[int], settings: RemovalTraining, seed: int) -> Iterator[nn.Module]:
+    """The model with what is to be trained marked; adapters are merged at the end, also when the training gave up."""
+    if settings.train == "full":
+        decoder.model.requires_grad_(True)
+        if settings.fade_over == 0:
+            for layer in dropped:  # never run, so never trained; several processes need to know
+                decoder.layers[layer].requires_grad_(False)
+        yield decoder.model
+        return
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    adapted = get_peft_model(decoder.model, config)
+    try:
+        yield adapted
+    except KeyboardInterrupt:
+        adapted.unload()
+        raise
+    except BaseException:
+        adapted.merge_and_unload()
+        raise
+    adapted.merge_and_unload()
+
+
+def _arguments(
+    settings: RemovalTraining, batches: TokenBatches, precision: torch.dtype | None, seed: int, scratch: str
+) -> TrainingArguments:
+    micro_batch = settings.micro_batch or settings.sequences_per_step
+    ours: dict[str, Any] = {
+        "output_dir": scratch,
+        "max_steps": settings.num_steps(batches),
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": settings.sequences_per_step // micro_batch,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": math.ceil(settings.warmup * settings.num_steps(batches)),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": precision is torch.bfloat16,
+        "fp16": precision is torch.float16,
+        "seed": seed,
+        "data_seed": seed,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    theirs = {name: value for name, value in settings.trainer.items() if name != "resume_from_checkpoint"}
+    unknown = sorted(theirs.keys() - TrainingArguments.__dataclass_fields__.keys())
+    if unknown:
+        raise RequestError(f"trainer has no option '{unknown[0]}'; see transformers.TrainingArguments for what it has")
+    try:
+        return TrainingArguments(**{**ours, **theirs})
+    except (TypeError, ValueError, ImportError) as error:
+        raise RequestError(f"trainer options: {' '.join(str(error).split())}") from error

@@ -1,0 +1,79 @@
+import pytest
+from huggingface_hub import ModelCard
+
+from secateur.report.card import inherited_metadata, model_card
+
+RECORD = {
+    "secateur_version": "0.1.0",
+    "command": "secateur prune org/base --data /home/me/private/text.txt --out=/home/me/out --drop 4",
+    "model": {"num_layers": 30},
+    "method": {"name": "elder"},
+    "dropped": [5, 3, 4, 9],
+    "data": {"spec": "/home/me/private/text.txt", "tokens": 4096},
+    "eval_data": {"spec": "python-docs"},
+    "metrics": {"dense": {"perplexity": 20.0, "num_layers": 30}, "pruned": {"perplexity": 25.0, "num_layers": 26}},
+}
+
+
+def test_metadata_for_the_hub():
+    data = ModelCard(
+        model_card(RECORD, "org/base", inherited={"license": "apache-2.0", "language": "en", "model": 1})
+    ).data
+    assert data.base_model == "org/base"
+    assert data.library_name == "transformers"
+    assert data.tags == ["secateur", "pruning", "layer-pruning"]
+    assert data.license == "apache-2.0"
+    assert data.language == "en"
+
+
+def test_it_says_what_was_removed_what_it_cost_and_how():
+    text = model_card(RECORD, "org/base")
+    assert "4 of its 30 decoder layers removed, chosen by the method `elder`" in text
+    assert "3–5, 9" in text
+    assert "| perplexity | 20.00 | 25.00 | +25.0 % |" in text
+    assert "secateur prune org/base --data text.txt --out=out --drop 4" in text
+    assert "AutoModelForCausalLM.from_pretrained" in text
+    assert "license" not in text.split("---")[1]
+
+
+@pytest.mark.parametrize("place", ["/home/me/models/base", "./models/base", "~/models/base", r"C:\me\models\base"])
+def test_no_path_of_this_machine_is_told(place):
+    text = model_card(RECORD, place)
+    assert "`base` with" in text
+    assert "home" not in text
+    assert "models" not in text.replace("language models", "")
+    assert ModelCard(text).data.base_model is None
+
+
+def test_a_relative_directory_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "base").mkdir(parents=True)
+    assert ModelCard(model_card(RECORD, "org/base")).data.base_model is None
+
+
+@pytest.mark.parametrize("name", ["a\n---\nlicense: evil", "`code`", "# heading | pipe", "", "x" * 300])
+def test_odd_names_do_not_break_the_card(name):
+    card = ModelCard(model_card(RECORD, name))
+    assert card.data.base_model is None
+    assert card.data.license is None
+    assert card.text.lstrip().startswith("# ")
+
+
+def test_an_empty_record_still_makes_a_card():
+    assert "## How to load it" in model_card({}, "org/base")
+
+
+def test_licence_is_read_from_the_dense_models_card(tmp_path):
+    assert inherited_metadata(tmp_path) == {}
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: mine\ntags: [x]\n---\n# hello\n")
+    assert inherited_metadata(tmp_path) == {"license": "other", "license_name": "mine"}
+
+
+@pytest.mark.parametrize("text", ["", "no metadata", "---\n[broken: yaml\n---\n", "---\n- a\n- list\n---\n"])
+def test_a_broken_card_gives_no_licence(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    assert inherited_metadata(tmp_path) == {}
+
+
+def test_a_hub_model_that_is_not_cached_gives_no_licence():
+    assert inherited_metadata("nobody/nothing-of-this-name") == {}
