@@ -151,7 +151,9 @@ def _add_common(parser: ArgumentParser, command: str) -> None:
         )  # fmt: skip
     if command == "prune":
         parser.add_argument("--drop", type=str, help="how many layers go: a count (8) or a share (25%%)")
-        parser.add_argument("--target_params", "--target-params", type=str, help="parameters to be left: a share (75%%)")
+        parser.add_argument(
+            "--target_params", "--target-params", type=str, help="parameters to be left: a share (75%%)"
+        )
         parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
         parser.add_argument("--out", type=str, required=True, help="directory of the new checkpoint")
         parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
@@ -262,12 +264,21 @@ def _score(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         except OSError as error:
             raise OutputError(f"cannot write the plan to {out}: {error.strerror}; choose another file") from error
     if options["json"]:
-        _print_json({"method": plan.method, "scores": list(plan.scores or ()), "dropped": list(plan.dropped), "order": list(plan.order)})
+        _print_json(
+            {
+                "method": plan.method,
+                "scores": list(plan.scores or ()),
+                "dropped": list(plan.dropped),
+                "order": list(plan.order),
+            }
+        )
         return
     console = results_console()
     if plan.scores is not None:
         console.print(score_bars(plan.scores, plan.dropped))
-    console.print(f"{plan.method} would drop layers {', '.join(map(str, plan.dropped))}, in the order {', '.join(map(str, plan.order))}")
+    console.print(
+        f"{plan.method} would drop layers {', '.join(map(str, plan.dropped))}, in the order {', '.join(map(str, plan.order))}"
+    )
 
 
 def _eval(options: dict[str, Any], progress: Any, _: list[str]) -> None:

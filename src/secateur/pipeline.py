@@ -33,7 +33,14 @@ from secateur.plan import PruningPlan, count_to_drop, write_json
 from secateur.progress import Progress, Silent
 from secateur.report.card import inherited_metadata, model_card
 from secateur.report.record import count_parameters, describe_model, directory_size, run_record
-from secateur.surgery.checkpoint import Proof, bypassed_logits, check_output, new_directory, prove_checkpoint, save_checkpoint
+from secateur.surgery.checkpoint import (
+    Proof,
+    bypassed_logits,
+    check_output,
+    new_directory,
+    prove_checkpoint,
+    save_checkpoint,
+)
 from secateur.surgery.live import remove_layers_
 
 __all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "elder", "evaluate", "num_to_drop", "prune", "score"]
@@ -281,7 +288,9 @@ def score(
     cost = method.cost(decoder.num_layers, count, data)
     progress.note(preflight(decoder, data, held_out.take(1), Cost(choose_tokens=cost.choose_tokens), context))
     plan = method.plan(decoder, data, drop=count, run=context)
-    return dataclasses.replace(plan, provenance={**plan.provenance, "model": str(source), "data": data.describe(), "seed": seed})
+    return dataclasses.replace(
+        plan, provenance={**plan.provenance, "model": str(source), "data": data.describe(), "seed": seed}
+    )
 
 
 def evaluate(
@@ -393,7 +402,11 @@ def preflight(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost
     vocabulary = int(getattr(decoder.config, "vocab_size", 0) or 0)
     logits = 4 * 4 * data.batch_size * data.sequence_length * vocabulary
     memory = max(cost.memory_copies, 1.8) * weights + logits + 0.6e9
-    room = psutil.virtual_memory().available if decoder.device.type == "cpu" else torch.cuda.mem_get_info(decoder.device)[0] + weights
+    room = (
+        psutil.virtual_memory().available
+        if decoder.device.type == "cpu"
+        else torch.cuda.mem_get_info(decoder.device)[0] + weights
+    )
     warning = f"; only {room / 1e9:.1f} GB are free" if memory > room else ""
     tokens = cost.choose_tokens + cost.prepare_tokens + measured
     return (
@@ -429,9 +442,7 @@ def _quality(model: Any, held_out: TokenBatches, progress: Progress, description
     }
 
 
-def _plan(
-    method: Method, decoder: Decoder, data: TokenBatches, drop: int, target: Target, run: Run
-) -> PruningPlan:
+def _plan(method: Method, decoder: Decoder, data: TokenBatches, drop: int, target: Target, run: Run) -> PruningPlan:
     if target.layers is None:
         return method.plan(decoder, data, drop=drop, run=run)
     return PruningPlan(num_layers=decoder.num_layers, order=target.layers, method="given", options=method.options())
@@ -475,7 +486,9 @@ def _sizes(dense: Any, pruned: Any, directory: Path) -> tuple[int, int]:
     ), written
 
 
-def _add_speed(dense: dict[str, Any], pruned: dict[str, Any], model: Any, pruned_model: Any, progress: Progress) -> None:
+def _add_speed(
+    dense: dict[str, Any], pruned: dict[str, Any], model: Any, pruned_model: Any, progress: Progress
+) -> None:
     speeds = measure_speed({"dense": model, "pruned": pruned_model}, progress=progress)
     for metrics, name in ((dense, "dense"), (pruned, "pruned")):
         metrics["prefill_tokens_per_second"] = speeds[name].prefill_tokens_per_second

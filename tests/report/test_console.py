@@ -167,7 +167,7 @@ def test_a_terminal_shows_how_far_it_is_also_for_a_step_within_a_step():
 
 
 def test_a_step_that_failed_within_a_step_leaves_no_bar():
-    progress, file = terminal()
+    progress, _ = terminal()
     with progress.track("rounds", 1):
         with pytest.raises(KeyError), progress.track("inner", 2):
             raise KeyError

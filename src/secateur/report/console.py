@@ -17,12 +17,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from secateur.report.comparison import MISSING, compared
+from secateur.report.comparison import MISSING, compared, format_count, format_number
 
 __all__ = [
     "RichProgress",
     "comparison_table",
     "generations_table",
+    "perplexity_table",
     "message_console",
     "results_console",
     "score_bars",
@@ -106,7 +107,8 @@ class RichProgress:
             TimeRemainingColumn(),
         )
         # Results on standard output must not be drawn into standard error's display.
-        self._bars = Bars(*columns, console=self._console, redirect_stdout=False)
+        # The time left is judged by the last ten minutes: a unit may take longer than rich's thirty seconds.
+        self._bars = Bars(*columns, console=self._console, redirect_stdout=False, speed_estimate_period=600)
         try:
             with self._bars as bars:
                 yield bars
@@ -209,3 +211,26 @@ def _printable(text: str) -> str:
     """`text` without blank lines, and without what could steer a terminal: a model may write anything."""
     lines = ("".join(mark if mark.isprintable() else " " for mark in line).rstrip() for line in text.splitlines())
     return "\n".join(line for line in lines if line)
+
+
+def perplexity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One row a model: layers, parameters, perplexity with its standard error, and on how many tokens it stands.
+
+    Args:
+        rows: mappings with `model`, `num_layers`, `num_parameters`, `perplexity`, `nll_stderr`, `predicted_tokens`, `window`.
+    """
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("model")
+    for name in ("layers", "parameters", "perplexity", "± (1 s.e.)", "tokens", "window"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["model"]),
+            str(row["num_layers"]),
+            format_count(row["num_parameters"]),
+            format_number(row["perplexity"]),
+            format_number(row["perplexity"] * row["nll_stderr"]),
+            f"{row['predicted_tokens']:,}",
+            str(row["window"]),
+        )
+    return table

@@ -1,0 +1,180 @@
+"""ELDeR on a real model: does it choose well, and does preparing beat recovering? Results are data, tables come from them.
+
+    python benchmarks/elder.py run MODEL DATA       # DATA holds train.txt, validation.txt and test.txt, or wikitext2's files
+    python benchmarks/elder.py tables               # rewrite the tables in docs/methods/elder.md from the results
+
+`run` does every cell of `cells.json` that has no result yet; each is one JSON file in results/elder/, written atomically, so
+it can be stopped and started at will. Settings were chosen on the validation text; cells marked `test` are also measured on
+the test text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "elder"
+CELLS = HERE / "elder_cells.json"
+PAGE = HERE.parent / "docs" / "methods" / "elder.md"
+
+WINDOW = 256
+CALIBRATION_WINDOWS = 128
+VALIDATION_WINDOWS = 48
+TEST_WINDOWS = 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("model")
+    run.add_argument("data", type=Path)
+    run.add_argument("--only", nargs="*", help="ids of cells")
+    commands.add_parser("tables")
+    options = parser.parse_args()
+    if options.command == "run":
+        run_cells(options.model, options.data, options.only)
+    else:
+        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+# ---- running -----------------------------------------------------------------------------------------------------------
+
+
+def run_cells(model: str, data: Path, only: list[str] | None) -> None:
+    """Do what is not done yet, in the order of the file."""
+    import torch
+
+    from secateur.plan import write_json
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    texts = {name: find_text(data, name) for name in ("train", "validation", "test")}
+    for cell in json.loads(CELLS.read_text(encoding="utf-8")):
+        target = RESULTS / f"{cell['id']}.json"
+        if target.exists() or (only and cell["id"] not in only):
+            continue
+        print(f"{time.strftime('%H:%M:%S')} {cell['id']} …", flush=True)
+        result = run_cell(model, texts, cell)
+        result["machine"] = {"processor": platform.machine(), "threads": torch.get_num_threads()}
+        write_json(target, {**cell, **result})
+        print(f"{time.strftime('%H:%M:%S')} {json.dumps({k: v for k, v in result.items() if k != 'history'})[:400]}", flush=True)
+
+
+def find_text(data: Path, split: str) -> str:
+    """The one text file of a split: `train.txt`, `train_1mb.txt`, …"""
+    found = sorted(data.glob(f"{split}*.txt"))
+    if len(found) != 1:
+        raise SystemExit(f"error: {data} holds {len(found)} files {split}*.txt; one is needed")
+    return str(found[0])
+
+
+def run_cell(source: str, texts: dict[str, str], cell: dict[str, Any]) -> dict[str, Any]:
+    """Choose layers, or prepare for the removal of the layers another cell chose; then measure."""
+    import torch
+
+    from secateur.data import calibration_and_held_out, evaluation_windows
+    from secateur.decoder import Decoder
+    from secateur.evaluation.perplexity import perplexity
+    from secateur.loading import autocast_dtype, load_model, load_tokenizer
+    from secateur.methods import METHODS, Run
+    from secateur.plan import PruningPlan
+    from secateur.report.record import versions
+
+    model, tokenizer = load_model(source, dtype="float32"), load_tokenizer(source)
+    decoder = Decoder(model)
+    calibration, validation = calibration_and_held_out(
+        texts["train"], tokenizer, eval_data=texts["validation"], sequence_length=WINDOW,
+        num_sequences=CALIBRATION_WINDOWS, num_eval_sequences=VALIDATION_WINDOWS, batch_size=4, seed=cell.get("seed", 0),
+    )  # fmt: skip
+    run = Run(seed=cell.get("seed", 0), precision=autocast_dtype("auto", decoder.device))
+    method = METHODS[cell["method"]](**cell.get("options", {}))
+    result: dict[str, Any] = {"versions": versions(), "calibration": calibration.describe(), "options": method.options()}
+
+    start = time.perf_counter()
+    if "layers_from" in cell:
+        chosen = json.loads((RESULTS / f"{cell['layers_from']}.json").read_text(encoding="utf-8"))
+        plan = PruningPlan(num_layers=decoder.num_layers, order=tuple(chosen["order"]))
+        report = method.prepare_(decoder, calibration, plan, run=run)
+        result["training_tokens"] = report.get("training", {}).get("tokens", 0)
+        result["absorb"] = report.get("absorb")
+        result["losses"] = [round(step["loss"], 4) for step in report.get("training", {}).get("losses", [])]
+    else:
+        plan = method.plan(decoder, calibration, drop=cell["drop"], run=run)
+        result["scores"] = [round(score, 5) for score in plan.scores or ()]
+    result["seconds"] = round(time.perf_counter() - start, 1)
+    result["order"], result["layers"] = list(plan.order), list(plan.dropped)
+
+    if "layers_from" in cell:
+        with decoder.gate(torch.full((decoder.num_layers,), method.final_gate()), layers=plan.dropped):
+            result["validation_before_cut"] = perplexity(model, validation).perplexity
+    with decoder.bypass(plan.dropped):
+        result["validation"] = perplexity(model, validation).perplexity
+        if cell.get("test"):
+            test = evaluation_windows(texts["test"], tokenizer, sequence_length=WINDOW, num_sequences=TEST_WINDOWS, batch_size=4)
+            measured = perplexity(model, test)
+            result["test"], result["test_nll_stderr"] = measured.perplexity, measured.stderr
+    return result
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------
+
+
+def with_tables(page: str) -> str:
+    """The page with the text between each pair of `<!-- table: NAME -->` … `<!-- end -->` made anew from the results."""
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))]
+    order = [cell["id"] for cell in json.loads(CELLS.read_text(encoding="utf-8"))]
+    results.sort(key=lambda result: order.index(result["id"]) if result["id"] in order else len(order))
+
+    def made(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{table(match[2], results)}\n{match[3]}"
+
+    return re.sub(r"(<!-- table: (\w+) -->)\n.*?(<!-- end -->)", made, page, flags=re.DOTALL)
+
+
+def table(name: str, results: list[dict[str, Any]]) -> str:
+    """One Markdown table: `choosing` or `preparing`."""
+    rows = [result for result in results if result["table"] == name]
+    by_id = {result["id"]: result for result in results}
+    if name == "choosing":
+        head = ["what", "layers dropped", "seconds", "validation", "test", "of SLEB's"]
+        reference = by_id.get("sleb", {})
+        body = [
+            [row["title"], " ".join(map(str, row["layers"])), f"{row['seconds']:.0f}", number(row.get("validation")),
+             number(row.get("test")), ratio(row, reference)]
+            for row in rows
+        ]  # fmt: skip
+    else:
+        head = ["what", "layers of", "seconds", "before the cut", "validation", "test", "of the best cut", "of the best recovery"]
+        cuts = [by_id[name] for name in ("sleb", "shortgpt") if name in by_id]
+        cut = min(cuts, key=lambda result: result["validation"], default={})
+        recovered = [result for result in results if result.get("recovery")]
+        best = min(recovered, key=lambda result: result["validation"], default={})
+        body = [
+            [row["title"], by_id[row["layers_from"]]["title"], f"{row['seconds']:.0f}", number(row.get("validation_before_cut")),
+             number(row.get("validation")), number(row.get("test")), ratio(row, cut), ratio(row, best)]
+            for row in rows
+        ]  # fmt: skip
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+def ratio(row: dict[str, Any], reference: dict[str, Any]) -> str:
+    """On the test text where both were measured there, else on the validation text."""
+    split = "test" if row.get("test") and reference.get("test") else "validation"
+    if not row.get(split) or not reference.get(split):
+        return ""
+    return f"{row[split] / reference[split]:.2f}"
+
+
+if __name__ == "__main__":
+    main()

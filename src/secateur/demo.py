@@ -1,0 +1,39 @@
+"""The demonstration: everything `secateur prune` does, on a real pretrained model and real text, on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from secateur.methods.elder import Elder
+from secateur.pipeline import Pruned, Target, TextSettings, prune
+from secateur.progress import Progress
+from secateur.sample import fetch_sample_model
+from secateur.surgery.checkpoint import check_output
+
+__all__ = ["demo"]
+
+DROP = 6
+TEXT = TextSettings(data="python-docs", num_sequences=64, num_eval_sequences=24)
+
+
+def demo(
+    out: str | Path, *, overwrite: bool = False, seed: int = 0, progress: Progress, command: Sequence[str] | None = None
+) -> Pruned:
+    """Prune the sample model by ELDeR on the help topics of Python's standard library.
+
+    Raises:
+        SecateurError: as `fetch_sample_model` and `prune` do.
+    """
+    check_output(out, overwrite=overwrite)
+    return prune(
+        fetch_sample_model(progress=progress),
+        method=Elder(gate_sequences=4),
+        text=TEXT,
+        target=Target(drop=DROP),
+        out=out,
+        overwrite=overwrite,
+        seed=seed,
+        progress=progress,
+        command=command,
+    )
