@@ -6,9 +6,9 @@ on the way; 130 interrupted. Heavy imports are inside the commands, so that `--h
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
+import re
 import signal
 import sys
 import tempfile
@@ -31,6 +31,17 @@ _COMMANDS = {
     "prune": "make a smaller checkpoint: choose layers, prepare, cut, prove, measure",
     "eval": "measure the perplexity of one or more models on the same text",
 }
+
+_USAGE = {
+    "demo": "[--out DIR] [OPTIONS]",
+    "score": "MODEL --data SPEC [--method NAME] [--drop N] [OPTIONS]",
+    "prune": "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST) [--method NAME] [OPTIONS]",
+    "eval": "MODEL [MODEL ...] --data SPEC [OPTIONS]",
+}
+
+_MOST_LAYERS = 10_000  # in one range; more than any model has
+
+_OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
 
 _TEXT_SETTINGS = ("data", "eval_data", "sequence_length", "num_sequences", "num_eval_sequences", "batch_size")
 
@@ -77,12 +88,14 @@ def _run(words: list[str]) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(_COMMANDS)}"
         raise RequestError(f"unknown command '{words[0]}'; {hint}")
     parser = _parser(words[0])
+    plain = [_with_underscores(word) for word in words[1:]]
     try:
-        parsed = parser.parse_args(words[1:])
+        parsed = parser.parse_args(plain)
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("jsonargparse", "argparse", "yaml"):
             raise
-        raise RequestError(f"{_one_line(error)} (see secateur {words[0]} --help)") from error
+        raise RequestError(_explained(error, parser, words[0])) from error
+    _refuse_settings_of_others(plain, parsed.get("method"))
     values = parser.instantiate_classes(parsed)
     quiet, verbose = values.pop("quiet"), values.pop("verbose")
     values.pop("config", None)
@@ -111,9 +124,20 @@ def _parser(command: str) -> ArgumentParser:
     """The options of one command."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
+    class Parser(ArgumentParser):
+        """Names of options are Python names inside, and are shown with dashes."""
+
+        def format_help(self, formatter: Any = None) -> str:
+            return _OPTION.sub(lambda found: found[0].replace("_", "-"), super().format_help(formatter))
+
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=f"secateur {command}", description=_COMMANDS[command], exit_on_error=False)
-    parser.add_argument("--config", action="config", help="read options from a YAML file")
+    parser = Parser(
+        prog=f"secateur {command}",
+        usage=f"secateur {command} {_USAGE[command]}",
+        description=_COMMANDS[command],
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="read options from a YAML file; --print-config writes one")
     if command == "demo":
         parser.add_argument("--out", type=str, default="secateur-demo", help="directory of the new checkpoint")
         parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
@@ -133,11 +157,9 @@ def _add_common(parser: ArgumentParser, command: str) -> None:
     if command == "eval":
         parser.add_argument("models", nargs="+", metavar="MODEL", help="hub id or local directory")
         parser.add_argument("--data", type=str, required=True, help="text to measure on: a data SPEC, see prune --help")
-        parser.add_argument("--sequence_length", "--sequence-length", type=int, default=256, help="tokens per window")
-        parser.add_argument(
-            "--num_sequences", "--num-sequences", type=int, default=128, help="windows: the first, in order"
-        )
-        parser.add_argument("--batch_size", "--batch-size", type=int, default=4, help="windows per forward pass")
+        parser.add_argument("--sequence_length", type=int, default=256, help="tokens per window")
+        parser.add_argument("--num_sequences", type=int, default=128, help="windows: the first, in order")
+        parser.add_argument("--batch_size", type=int, default=4, help="windows per forward pass")
     else:
         parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
         parser.add_argument("--method", type=str, default="elder", help=f"one of {', '.join(METHODS)}")
@@ -150,10 +172,8 @@ def _add_common(parser: ArgumentParser, command: str) -> None:
             help="of the passes while choosing and preparing; auto is bf16 where the device has it natively",
         )  # fmt: skip
     if command == "prune":
-        parser.add_argument("--drop", type=str, help="how many layers go: a count (8) or a share (25%%)")
-        parser.add_argument(
-            "--target_params", "--target-params", type=str, help="parameters to be left: a share (75%%)"
-        )
+        parser.add_argument("--drop", type=str, help="how many layers go: a count (8) or a share (25%)")
+        parser.add_argument("--target_params", type=str, help="parameters to be left: a share (75%)")
         parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
         parser.add_argument("--out", type=str, required=True, help="directory of the new checkpoint")
         parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
@@ -164,9 +184,57 @@ def _add_common(parser: ArgumentParser, command: str) -> None:
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the weights"
     )
     parser.add_argument("--revision", type=str, help="branch, tag or commit of a hub id")
-    parser.add_argument(
-        "--trust_remote_code", "--trust-remote-code", action="store_true", help="run code that comes with the model"
-    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+
+
+def _with_underscores(word: str) -> str:
+    """The word as the parser knows it: `--elder-published.lambda-1=0` is `--elder-published.lambda_1=0`."""
+    if not word.startswith("--"):
+        return word
+    from secateur.methods import METHODS
+
+    option, equals, value = word[2:].partition("=")
+    owner, dot, name = option.partition(".")
+    if dot:
+        name = name.replace("-", "_")
+    elif owner not in METHODS:
+        owner = owner.replace("-", "_")
+    return f"--{owner}{dot}{name}{equals}{value}"
+
+
+def _refuse_settings_of_others(words: Sequence[str], method: str | None) -> None:
+    """A setting of a method that does not run would be without effect, and nobody would notice."""
+    from secateur.methods import METHODS
+
+    for word in words:
+        owner, dot, _ = word.removeprefix("--").partition(".")
+        if word.startswith("--") and dot and owner in METHODS and method in METHODS and owner != method:
+            option = word.partition("=")[0].replace("_", "-")
+            raise RequestError(
+                f"{option} is a setting of {owner}, but the method is {method}; give --method {owner}, or leave it out"
+            )
+
+
+def _explained(error: Exception, parser: ArgumentParser, command: str) -> str:
+    """What the parser has to say, with the names as they are typed and the nearest option where one is unknown."""
+    import difflib
+
+    message = _one_line(error)
+    message = re.sub(r'^Parser key "([\w.-]+)": ', lambda found: f"--{found[1].replace('_', '-')}: ", message)
+    message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+    unknown = re.search(r"unrecognized arguments: --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
+    if unknown:
+        known = {name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")}
+        near = difflib.get_close_matches(_with_underscores(f"--{unknown[1] or unknown[2]}")[2:], known, n=1)
+        if near:
+            option = f"--{near[0].replace('_', '-')}" if unknown[1] else near[0]
+            message += f"; did you mean {option}?"
+    missing = re.search(r"arguments are required: ([\w, ]+)$", message)
+    if missing:
+        names = missing[1].split(", ")
+        named = ["MODEL" if name.startswith("model") else f"--{name.replace('_', '-')}" for name in names]
+        message = f"missing {', '.join(named)}"
+    return f"{message} (see secateur {command} --help)"
 
 
 def parse_amount(text: str, option: str) -> int | float:
@@ -175,11 +243,15 @@ def parse_amount(text: str, option: str) -> int | float:
     Raises:
         RequestError: if it is neither.
     """
-    with contextlib.suppress(ValueError):
-        if text.strip().endswith("%"):
-            return float(text.strip()[:-1]) / 100
-        return int(text) if text.strip().lstrip("-").isdigit() else float(text)
-    raise RequestError(f"{option} is a count such as 8 or a share such as 25%, not '{text}'")
+    try:
+        if re.fullmatch(r"\s*[+-]?\d+\s*", text):
+            return int(text)
+        share = float(text.strip()[:-1]) / 100 if text.strip().endswith("%") else float(text)
+    except ValueError:
+        raise RequestError(f"{option} is a count such as 8 or a share such as 25%, not '{text}'") from None
+    if not 0 < share < 1:
+        raise RequestError(f"{option} as a share is more than 0% and less than 100%, not '{text}'")
+    return share
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -191,11 +263,11 @@ def parse_layers(text: str) -> tuple[int, ...]:
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise RequestError(f"--layers takes numbers and ranges such as 3,7,20-27, not '{text}'")
         if dash and int(last) < int(first):
             raise RequestError(f"--layers: the range {part.strip()} runs backwards; write {last}-{first}")
-        layers += range(int(first), int(last or first) + 1)
+        layers += range(int(first), min(int(last or first), int(first) + _MOST_LAYERS) + 1)
     return tuple(layers)
 
 

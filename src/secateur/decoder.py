@@ -100,7 +100,7 @@ class Decoder:
         published in ELDeR. At 1 both are the plain layer, bit for bit. Gradients flow into `values`.
 
         Args:
-            values: the gates (layers of the model,), any float type, any device.
+            values: the gates (layers of the model,), or one for each sequence (layers, batch); any float type, any device.
             kind: what is weighed.
             layers: the layers to gate; all if None.
         """
@@ -108,6 +108,7 @@ class Decoder:
 
         def weigh(layer: int, hidden: Tensor, output: Tensor) -> Tensor:
             scalar = values[layer].to(device=output.device, dtype=output.dtype)
+            scalar = scalar.view(-1, *[1] * (output.dim() - 1)) if scalar.dim() else scalar
             return scalar * output if kind == "output" else torch.lerp(hidden.to(output.dtype), output, scalar)
 
         with self._hooked(chosen, weigh):

@@ -79,11 +79,11 @@ class Method(ABC):
             run: seed, precision, progress.
         """
 
-    def prepare_(
+    def prepare_(  # a method without a second stage
         self,
-        decoder: Decoder,
-        data: TokenBatches,
-        plan: PruningPlan,
+        decoder: Decoder,  # noqa: ARG002
+        data: TokenBatches,  # noqa: ARG002
+        plan: PruningPlan,  # noqa: ARG002
         *,
         run: Run | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:

@@ -23,8 +23,8 @@ __all__ = [
     "RichProgress",
     "comparison_table",
     "generations_table",
-    "perplexity_table",
     "message_console",
+    "perplexity_table",
     "results_console",
     "score_bars",
 ]

@@ -164,8 +164,7 @@ def _features(
 ) -> tuple[Tensor, Tensor]:
     """What the projection of `layer` takes (`projection`) or gives (`map`), and the stream after the layer."""
     seen: list[Tensor] = []
-    keep = (lambda args, out: out) if form == "map" else (lambda args, out: args[0])  # noqa: ARG005
-    handle = target.module.register_forward_hook(lambda _, args, out: seen.append(keep(args, out)))
+    handle = target.module.register_forward_hook(lambda _, args, out: seen.append(out if form == "map" else args[0]))
     try:
         stream = _stream_after(decoder, layer, input_ids, [skip for skip in dropped if skip < layer])
     finally:

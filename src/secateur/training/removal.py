@@ -240,17 +240,17 @@ class _RemovalTrainer(Trainer):  # type: ignore[misc]
         logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()  # (batch, tokens - 1, vocabulary)
         parts: dict[str, Tensor] = {}
         weight = self.settings.distil
+        shares = {"cross_entropy": 1 - weight, "distillation": weight}
         if weight < 1:
             parts["cross_entropy"] = functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten())
         if weight > 0:
             parts["distillation"] = self._divergence(logits, input_ids)
-        loss = (1 - weight) * parts.get("cross_entropy", 0.0) + weight * parts.get("distillation", 0.0)
+        loss = torch.stack([shares[name] * part for name, part in parts.items()]).sum()
         if self._seen.outputs:
             parts["identity"] = identity_penalty(self._seen, self.dropped, self.settings.norm)
             loss = loss + self.settings.lambda_2_at(self._progress()) * parts["identity"]
         self._record(loss, parts)
-        result: Tensor = loss
-        return result
+        return loss
 
     def _divergence(self, logits: Tensor, input_ids: Tensor) -> Tensor:
         """KL(dense ‖ model), mean over the predicted tokens."""

@@ -1,0 +1,22 @@
+"""Draw the README's picture from the record of a real run: python docs/images/make.py OUT/secateur/record.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from secateur.cli import show_pruned
+
+
+def main(record: str) -> None:
+    """Print what `secateur prune` printed at the end of that run, and keep it as an SVG."""
+    console = Console(record=True, width=110, markup=False, emoji=False, highlight=False, force_terminal=True)
+    show_pruned(json.loads(Path(record).read_text(encoding="utf-8")), "secateur-demo", console)
+    console.save_svg(str(Path(__file__).parent / "demo.svg"), title="secateur demo")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,281 @@
+"""One weight a layer, learned with the model frozen: ELDeR's first stage (arXiv 2505.18232, section 3.1).
+
+*Greedy*, as published: minimise `L(s) + λ1·Σ|s[l]|`; the layer with the smallest weight goes, is bypassed, and the rest are
+learned again.
+
+*Joint*, ours: all weights at once under a budget for their sum. A weight between 0 and 1 is read as the probability that its
+layer stays, so that what is learned is the loss of models that really lack layers, not of models whose every layer is a little
+weaker (with which any budget can be met at no loss, and nothing is learned). Each row of text draws its own gates: 0 or 1 by
+the layer's probability, or, in a share of the draws, uniform in [0, 1]; there the slope of the loss is, on average, exactly
+what removing the layer costs, given the draws of all the others:
+
+    F(s) = E[L(z)], z[l] ~ Bernoulli(s[l]);   −∂F/∂s[l] = E[L(z[l]=0) − L(z[l]=1)] = −E over u ~ U(0, 1) of ∂L/∂z[l] at u
+
+The weights climb along a running mean of these costs and are projected onto `0 ≤ s ≤ 1, Σs = budget` after each step, the
+budget falling from all layers to those that stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from secateur.data import TokenBatches
+from secateur.decoder import Decoder, GateKind, evaluating
+from secateur.errors import RequestError, TrainingDivergedError
+from secateur.methods.base import Run, next_token_loss
+from secateur.methods.sleb import removal_losses
+
+__all__ = ["Choice", "GateLearning", "choose_layers", "on_budget"]
+
+_ROW_TOKENS = 128
+_ROWS_PER_STEP = 8
+_MEMORY = 0.9
+"""Of the running mean of the removal costs."""
+
+_LARGEST_COST = (1.0, 0.5)
+"""Nats: one draw's cost is clipped to the first, the mean to the second; beyond it a layer is needed, never mind how much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateLearning:
+    """How the weights of the layers are learned."""
+
+    selection: Literal["joint", "greedy"] = "joint"
+    """All layers at once under a budget, or one a round as published."""
+
+    gate: GateKind = "residual"
+    """What the weight of a layer multiplies: its change to the stream (residual), or its whole output."""
+
+    gate_sequences: int | None = 8
+    """Calibration windows to learn the weights on; all of them if null."""
+
+    joint_steps: int = 40
+    """Joint: steps of 8 rows of 128 tokens."""
+
+    joint_rate: float = 0.5
+    """Joint: how far a weight moves per nat of removal cost and step."""
+
+    explore: float = 0.25
+    """Joint: share of the gates drawn uniformly, to measure what removal costs."""
+
+    lambda_1: float = 0.1
+    """Greedy: pressure on the weights, the factor of their l1 norm."""
+
+    gate_learning_rate: float = 0.05
+    """Greedy: learning rate of Adam on the weights."""
+
+    first_steps: int = 15
+    """Greedy: steps of the first round."""
+
+    round_steps: int = 8
+    """Greedy: steps of each later round."""
+
+    warm_start: bool = True
+    """Greedy: whether a round starts from the last round's weights, or from 1."""
+
+    fixed_batch: bool = True
+    """Greedy: whether every step sees all windows, or the next batch of them."""
+
+    shortlist: int = 1
+    """Greedy: of how many layers with the smallest weights the calibration loss itself picks the one that goes; 1 trusts them."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "gate_sequences", "joint_steps", "joint_rate", "gate_learning_rate", "first_steps", "round_steps", "shortlist",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise RequestError(f"{name} must be above 0, not {value:g}")
+        if not 0 < self.explore <= 1:
+            raise RequestError(f"explore is a share above 0 and at most 1, not {self.explore:g}")
+        if not (self.lambda_1 >= 0 and math.isfinite(self.lambda_1)):
+            raise RequestError(f"lambda_1 must be 0 or more, not {self.lambda_1:g}")
+        if self.selection == "joint" and self.gate != "residual":
+            raise RequestError(
+                "the joint choice needs layers that can be absent: set gate to residual, or selection to greedy"
+            )
+
+    def choosing_tokens(self, num_layers: int, drop: int, data: TokenBatches) -> float:
+        """What choosing costs, in tokens forward through the whole model; a backward pass for the gates counts 1.2."""
+        windows = min(self.gate_sequences or data.num_sequences, data.num_sequences)
+        tokens = windows * data.sequence_length
+        if self.selection == "joint":
+            return 2.2 * self.joint_steps * min(tokens, _ROWS_PER_STEP * _ROW_TOKENS)
+        per_step = tokens if self.fixed_batch else min(tokens, data.batch_size * data.sequence_length)
+        left = [1 - done / num_layers for done in range(drop)]
+        tried = 0.6 * self.shortlist * tokens if self.shortlist > 1 else 0.0
+        return sum(
+            share * (2.2 * per_step * steps + tried) for share, steps in zip(left, self._steps(drop), strict=True)
+        )
+
+    def _steps(self, drop: int) -> list[int]:
+        return [self.first_steps] + [self.round_steps] * (drop - 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The outcome: layers in the order in which they go, a weight a layer, and the weights on the way."""
+
+    order: list[int]
+    weights: list[float]
+    history: list[list[float]]
+
+
+def choose_layers(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLearning, run: Run) -> Choice:
+    """Learn the weights and choose `drop` layers; the model is as it was afterwards.
+
+    Raises:
+        TrainingDivergedError: if the loss stops being finite.
+    """
+    data = data.take(settings.gate_sequences) if settings.gate_sequences else data
+    with _frozen(decoder):
+        choose = _jointly if settings.selection == "joint" else _greedily
+        return choose(decoder, data, drop, settings, run)
+
+
+# ---- greedy, as published ----------------------------------------------------------------------------------------------
+
+
+def _greedily(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLearning, run: Run) -> Choice:
+    num_layers = decoder.num_layers
+    gates = torch.ones(num_layers, requires_grad=True)
+    choice = Choice([], [1.0] * num_layers, [])
+    rounds = settings._steps(drop)
+    with run.progress.track("learning the weight of each layer", sum(rounds)) as advance:
+        for steps in rounds:
+            active = [layer for layer in range(num_layers) if layer not in choice.order]
+            if not settings.warm_start:
+                gates = torch.ones(num_layers, requires_grad=True)
+            slopes = _learn(decoder, data, gates, active, choice.order, steps, settings, run, advance)
+            values = gates.detach().tolist()
+            for layer in active:
+                choice.weights[layer] = values[layer]
+            choice.history.append([round(value, 5) for value in choice.weights])
+            # Several weights can reach 0: of those the one goes that the loss pushes down hardest.
+            listed = sorted(active, key=lambda layer: (values[layer], -slopes[layer], layer))[: settings.shortlist]
+            if len(listed) > 1:
+                losses = removal_losses(decoder, data, choice.order, listed, run)
+                listed.sort(key=lambda layer: losses[layer])
+            choice.order.append(listed[0])
+    return choice
+
+
+def _learn(
+    decoder: Decoder,
+    data: TokenBatches,
+    gates: Tensor,
+    active: Sequence[int],
+    bypassed: Collection[int],
+    steps: int,
+    settings: GateLearning,
+    run: Run,
+    advance: Callable[[int], None],
+) -> list[float]:
+    """Minimise `L + λ1·Σ|s|` over the gates of the active layers, in place; gates are kept at 0 or above.
+
+    Returns:
+        The last `∂L/∂s`, a number a layer.
+    """
+    optimizer = torch.optim.Adam([gates], lr=settings.gate_learning_rate)
+    batches = list(data)
+    slopes = torch.zeros(decoder.num_layers)
+    for step in range(steps):
+        slopes = torch.zeros(decoder.num_layers)
+        for input_ids in batches if settings.fixed_batch else [batches[step % len(batches)]]:
+            share = len(input_ids) / data.num_sequences if settings.fixed_batch else 1.0
+            with decoder.bypass(bypassed):
+                slopes += share * _slopes(decoder, input_ids, gates, active, settings, run)
+        optimizer.zero_grad()
+        pressure = torch.zeros_like(slopes)
+        pressure[list(active)] = settings.lambda_1 * gates.detach()[list(active)].sign()
+        gates.grad = slopes + pressure
+        optimizer.step()
+        with torch.no_grad():
+            gates.clamp_(min=0)
+        advance(1)
+    return slopes.tolist()
+
+
+def _slopes(
+    decoder: Decoder, input_ids: Tensor, gates: Tensor, active: Sequence[int], settings: GateLearning, run: Run
+) -> Tensor:
+    """`∂L/∂gates` of the mean next-token loss on one batch, of the gates' shape."""
+    with torch.enable_grad(), run.autocast(decoder), decoder.gate(gates, kind=settings.gate, layers=active):
+        loss = next_token_loss(decoder.logits(input_ids), input_ids)
+    if not math.isfinite(loss.item()):
+        raise TrainingDivergedError(
+            f"the loss became {loss.item()} while the layer weights were learned; nothing was changed: try a lower "
+            f"gate_learning_rate (now {settings.gate_learning_rate:g}), fp32 precision, or other text"
+        )
+    slopes: Tensor = torch.autograd.grad(loss, gates)[0]
+    return slopes
+
+
+# ---- joint, under a budget ---------------------------------------------------------------------------------------------
+
+
+def _jointly(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLearning, run: Run) -> Choice:
+    num_layers, steps = decoder.num_layers, settings.joint_steps
+    generator = torch.Generator().manual_seed(run.seed)
+    row_tokens = min(_ROW_TOKENS, data.sequence_length)
+    rows = data.input_ids[:, : data.sequence_length // row_tokens * row_tokens].reshape(-1, row_tokens)
+    weights = torch.ones(num_layers)
+    cost_sum, cost_count = torch.zeros(num_layers), torch.zeros(num_layers)
+    costs = torch.zeros(num_layers)
+    history: list[list[float]] = []
+    with run.progress.track("learning the weights of all layers", steps) as advance:
+        for step in range(steps):
+            input_ids = rows[torch.arange(step * _ROWS_PER_STEP, (step + 1) * _ROWS_PER_STEP) % len(rows)]
+            gates, uniform = _draw(weights, len(input_ids), settings.explore, generator)
+            # The loss is a mean over rows, each with gates of its own: times their number it is a slope a row.
+            cost = -len(input_ids) * _slopes(decoder, input_ids, gates, range(num_layers), settings, run)
+            cost_sum = _MEMORY * cost_sum + (cost.clamp(-_LARGEST_COST[0], _LARGEST_COST[0]) * uniform).sum(dim=1)
+            cost_count = _MEMORY * cost_count + uniform.sum(dim=1)
+            costs = cost_sum / cost_count.clamp(min=1e-3)
+            costs = torch.where(cost_count > 0, costs, costs.median()).clamp(max=_LARGEST_COST[1])
+            budget = num_layers - drop * min(1.0, 2 * (step + 1) / steps)
+            weights = on_budget(weights + settings.joint_rate * (costs - costs.median()), budget)
+            history.append([round(weight, 5) for weight in weights.tolist()])
+            advance(1)
+    # Weights that ended at the same bound are told apart by what removal costs.
+    values, ties = weights.tolist(), costs.tolist()
+    order = sorted(range(num_layers), key=lambda layer: (values[layer], ties[layer], layer))[:drop]
+    return Choice(order, values, history[steps // 8 :: max(1, steps // 8)])
+
+
+def _draw(weights: Tensor, num_rows: int, explore: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Gates for each layer and row, and which of them are uniform: both (layers, rows)."""
+    shape = (len(weights), num_rows)
+    anywhere = torch.rand(shape, generator=generator)
+    uniform = torch.rand(shape, generator=generator) < explore
+    present = (torch.rand(shape, generator=generator) < weights[:, None]).float()
+    return torch.where(uniform, anywhere, present).requires_grad_(True), uniform.float()
+
+
+def on_budget(values: Tensor, budget: float) -> Tensor:
+    """The point nearest to `values` (layers,) with every entry in [0, 1] and the sum `budget`, by bisection on a shift."""
+    low, high = values.min().item() - 1.0, values.max().item()
+    for _ in range(60):
+        shift = (low + high) / 2
+        low, high = (shift, high) if (values - shift).clamp(0, 1).sum().item() > budget else (low, shift)
+    return (values - (low + high) / 2).clamp(0, 1)
+
+
+@contextmanager
+def _frozen(decoder: Decoder) -> Iterator[None]:
+    """No gradient for any weight, evaluation mode; both come back."""
+    trainable = [parameter for parameter in decoder.model.parameters() if parameter.requires_grad]
+    with evaluating(decoder.model):
+        decoder.model.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
