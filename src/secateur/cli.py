@@ -52,6 +52,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
+        words = ["--help"]
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _run(words)
+    except SystemExit as done:  # the parser's --help and --print-config
+        return int(done.code or 0)
+    except (KeyboardInterrupt, Exception) as error:
+        return _failed(error, debug)
+
+
+def _failed(error: BaseException, debug: bool) -> int:
+    """Say in one line what happened; the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        _say("interrupted: nothing half-written is left; run the same command again to start over")
+        return 130
+    if isinstance(error, BrokenPipeError):
+        return 1
+    if debug:
+        traceback.print_exc()
+    if isinstance(error, SecateurError):
+        _say(f"error: {_one_line(error)}")
+        return 2 if isinstance(error, RequestError) else 1
+    where = "" if debug else f" (details in {_keep_traceback()}; please report it)"
+    _say(f"error: {type(error).__name__}: {_one_line(error)[:300]}{where}")
+    return 1
+
+
+def _run(words: list[str]) -> int:
+    import difflib
+
+    if words[0] == "--help":
         print(_overview())
         return 0
     if words[0] == "--version":
@@ -59,30 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"secateur {version('secateur')}")
         return 0
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        return _run(words)
-    except KeyboardInterrupt:
-        _say("interrupted: nothing half-written is left; run the same command again to start over")
-        return 130
-    except SecateurError as error:
-        if debug:
-            traceback.print_exc()
-        _say(f"error: {_one_line(error)}")
-        return 2 if isinstance(error, RequestError) else 1
-    except BrokenPipeError:
-        return 1
-    except Exception as error:
-        if debug:
-            raise
-        log = _keep_traceback()
-        _say(f"error: {type(error).__name__}: {_one_line(error)[:300]} (details in {log}; please report it)")
-        return 1
-
-
-def _run(words: list[str]) -> int:
-    import difflib
-
     if words[0] not in _COMMANDS:
         near = difflib.get_close_matches(words[0], _COMMANDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(_COMMANDS)}"
@@ -222,7 +229,14 @@ def _explained(error: Exception, parser: ArgumentParser, command: str) -> str:
     message = _one_line(error)
     message = re.sub(r'^Parser key "([\w.-]+)": ', lambda found: f"--{found[1].replace('_', '-')}: ", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
-    unknown = re.search(r"unrecognized arguments: --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
+    message = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"expects \1, not '\2'", message)
+    message = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?), NoneType\] .* Given value: (.*)",
+        r"expects \1 or null, not '\2'",
+        message,
+    )
+    message = message.replace("unrecognized arguments:", "unknown option")
+    unknown = re.search(r"unknown option --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
     if unknown:
         known = {name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")}
         near = difflib.get_close_matches(_with_underscores(f"--{unknown[1] or unknown[2]}")[2:], known, n=1)

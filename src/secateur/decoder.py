@@ -77,6 +77,11 @@ class Decoder:
         run = body if isinstance(body, nn.Module) and body is not self.model else self.model
         run(input_ids=input_ids.to(self.device), use_cache=False)
 
+    def probe_ids(self) -> Tensor:
+        """Eight token ids (1, 8) that every vocabulary has, to try the model on."""
+        vocabulary = int(getattr(self.config, "vocab_size", 0) or self.model.get_input_embeddings().weight.shape[0])
+        return torch.arange(3, 3 + _PROBE_TOKENS).remainder(vocabulary).unsqueeze(0)
+
     @contextmanager
     def bypass(self, layers: Collection[int]) -> Iterator[None]:
         """The model as if `layers` were not there: what enters such a layer leaves it, and it costs nothing.
@@ -155,7 +160,7 @@ class Decoder:
         lists = {
             name: module
             for name, module in self.model.named_modules()
-            if isinstance(module, nn.ModuleList) and len(module) == count and isinstance(module[0], nn.Module)
+            if isinstance(module, nn.ModuleList) and 0 < len(module) == count
         }
         if not lists:
             raise UnsupportedModelError(
@@ -189,7 +194,7 @@ class Decoder:
 
         try:
             with evaluating(self.model), torch.no_grad(), self._hooked(range(len(layers)), watch):
-                self.logits(self._probe_ids())
+                self.logits(self.probe_ids())
         except UnsupportedModelError as error:
             return str(error)
         except Exception as error:
@@ -200,10 +205,6 @@ class Decoder:
         if called != list(range(len(layers))):
             return f"its modules are not called once each in order but as {called[:12]}"
         return reasons[0] if reasons else None
-
-    def _probe_ids(self) -> Tensor:
-        vocabulary = int(getattr(self.config, "vocab_size", 0) or self.model.get_input_embeddings().weight.shape[0])
-        return torch.arange(3, 3 + _PROBE_TOKENS).remainder(vocabulary).unsqueeze(0)
 
     # ---- the one way in -----------------------------------------------------------------------------------------------
 

@@ -31,7 +31,8 @@ def count_to_drop(drop: int | float, num_layers: int) -> int:
     if num_layers < 2:
         raise PlanError(f"a model of {num_layers} layer has none to spare; nothing can be dropped")
     if isinstance(drop, float):
-        return min(max(math.floor(drop * num_layers + 0.5), 1), num_layers - 1)
+        exact = round(drop * num_layers, 9)  # 0.29 · 50 is 14.499999999999998 in binary, and 29 % of 50 is a half
+        return min(max(math.floor(exact + 0.5), 1), num_layers - 1)
     if not 1 <= drop < num_layers:
         raise PlanError(f"cannot drop {drop} of {num_layers} layers; choose 1..{num_layers - 1}")
     return drop
@@ -92,8 +93,9 @@ class LayerScores(Sequence[float]):
         return iter(self.values)
 
     def lowest(self, count: int) -> tuple[int, ...]:
-        """The `count` layers with the lowest scores, lowest first; of equals the earlier layer."""
-        return tuple(sorted(range(len(self)), key=lambda layer: (self.values[layer], layer))[:count])
+        """The `count` layers with the lowest scores, lowest first; of equals the earlier layer, those without one last."""
+        order = sorted(range(len(self)), key=lambda layer: (math.isnan(self.values[layer]), self.values[layer], layer))
+        return tuple(order[:count])
 
     def plan(self, drop: int | float, **about: Any) -> PruningPlan:
         """The plan that drops the lowest layers.
@@ -188,7 +190,7 @@ class PruningPlan:
             raise PlanError(f"cannot read the plan {path}: {error.strerror or error}; give a plan.json") from error
         except PlanError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise PlanError(
                 f"{path} is not a pruning plan ({error!r}); give a plan.json written by secateur"
             ) from error

@@ -42,8 +42,8 @@ class Elder(GateLearning, RemovalTraining, Method):
     absorb: AbsorbForm | None = "projection"
     """Fold what the layers did into the projection before them first; they are bypassed from then on (needs fade_over 0)."""
 
-    absorb_alpha: float = 0.3
-    """Pull of absorb towards the weights as they are."""
+    absorb_alpha: float | None = None
+    """Pull of absorb towards the weights as they are; chosen on the last eighth of the windows if null."""
 
     # Defaults of RemovalTraining that measured best with absorb.
     fade_over: float | None = 0.0
@@ -53,7 +53,7 @@ class Elder(GateLearning, RemovalTraining, Method):
     def __post_init__(self) -> None:
         GateLearning.__post_init__(self)
         RemovalTraining.__post_init__(self)
-        if self.absorb_alpha < 0:
+        if self.absorb_alpha is not None and not self.absorb_alpha >= 0:
             raise RequestError(f"absorb_alpha must be 0 or more, not {self.absorb_alpha:g}")
         if self.absorb is not None and self.prepare and self.fade_over != 0:
             raise RequestError("absorb replaces the layers that go, so they cannot stay active: set fade_over to 0")
@@ -113,7 +113,7 @@ class Elder(GateLearning, RemovalTraining, Method):
         """Gate steps run forward and backward for the gates alone; training also needs the weights' gradients."""
         trained = self.num_steps(data) * self.sequences_per_step * data.sequence_length if self.prepare else 0
         left = 1 - drop / num_layers if self.fade_over == 0 else 1.0
-        absorbed = 2 * data.num_tokens * 0.6 if self.absorb and self.prepare else 0.0
+        absorbed = 1.6 * data.num_tokens if self.absorb and self.prepare else 0.0
         teaching = trained if self.distil > 0 else 0
         copies = (
             1.0 if not trained else 2.0 if self.train == "lora" else 5.0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
+from secateur.errors import RequestError
 from secateur.methods.base import Cost, Method, Run, measuring, next_token_loss
 from secateur.plan import LayerScores, PruningPlan
 
@@ -31,6 +32,10 @@ class Sleb(Method):
 
     sequences: int | None = 8
     """Calibration windows to measure the loss on; all of them if null."""
+
+    def __post_init__(self) -> None:
+        if self.sequences is not None and self.sequences < 1:
+            raise RequestError(f"sequences must be above 0, not {self.sequences}")
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Drop the layer whose removal costs least, `drop` times."""

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from secateur.decoder import Decoder, evaluating
-from secateur.errors import OutputError, ProofError, WriteError
+from secateur.errors import ModelError, OutputError, ProofError, WriteError
 from secateur.loading import load_model, quiet_transformers
 
 __all__ = ["Proof", "bypassed_logits", "check_output", "new_directory", "prove_checkpoint", "save_checkpoint"]
@@ -34,6 +34,14 @@ def check_output(out: str | Path, *, overwrite: bool = False) -> Path:
         OutputError: if something is there already, or its parent cannot be written to.
     """
     target = Path(out).expanduser().absolute()
+    try:
+        _check_target(target, out, overwrite)
+    except OSError as error:  # a name too long, a folder that must not be read
+        raise OutputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
+    return target
+
+
+def _check_target(target: Path, out: str | Path, overwrite: bool) -> None:
     if target.exists() and not target.is_dir():
         raise OutputError(f"{out} is a file; choose a directory for --out")
     if target.is_dir() and any(target.iterdir()):
@@ -46,7 +54,6 @@ def check_output(out: str | Path, *, overwrite: bool = False) -> Path:
     parent = next(folder for folder in target.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write to {parent}; choose an --out in a directory of yours")
-    return target
 
 
 @contextmanager
@@ -58,6 +65,7 @@ def new_directory(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         WriteError: if writing fails half-way, as on a full disk.
     """
     target = check_output(out, overwrite=overwrite)
+    created = [folder for folder in target.parents if not folder.exists()]  # the deepest first
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +80,9 @@ def new_directory(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # not empty: it ended well, or somebody else uses them
+            for folder in created:
+                folder.rmdir()
 
 
 def _replace(temporary: Path, target: Path) -> None:
@@ -150,10 +161,14 @@ def prove_checkpoint(
         The proof, and the model as loaded from the directory.
 
     Raises:
-        ProofError: if the logits differ by more than rounding, or cached and uncached generation disagree.
+        ProofError: if it cannot be loaded, the logits differ by more than rounding, or cached and uncached generation
+            disagree.
     """
-    model = load_model(directory, trust_remote_code=trust_remote_code)
-    decoder = Decoder(model)
+    try:
+        model = load_model(directory, trust_remote_code=trust_remote_code)
+        decoder = Decoder(model)
+    except ModelError as error:
+        raise ProofError(f"the written model cannot be used again, and nothing was kept: {error}") from error
     tolerance = _TOLERANCE.get(model.dtype, 1e-4) * max(expected.abs().max().item(), 1.0)
     difference = (bypassed_logits(decoder, (), input_ids) - expected).abs().max().item()
     if not difference <= tolerance:

@@ -47,7 +47,7 @@ def remove_layers_(model: nn.Module, dropped: Collection[int]) -> None:
         raise
 
     numbers = list(_layer_numbers(decoder.layers))
-    new_of = {layer: new for new, layer in enumerate(set(range(decoder.num_layers)) - set(gone))}
+    new_of = {layer: new for new, layer in enumerate(sorted(set(range(decoder.num_layers)) - set(gone)))}
     for layer, module, name in numbers:
         if layer in new_of:
             setattr(module, name, getattr(module, name) - layer + new_of[layer])

@@ -33,8 +33,6 @@ __all__ = ["RemovalTraining", "identity_penalty", "train_towards_removal_"]
 
 logger = logging.getLogger(__name__)
 
-Norm = Literal["l1", "l2"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RemovalTraining:
@@ -46,11 +44,11 @@ class RemovalTraining:
     lambda_2_ramp: float = 0.0
     """Share of the steps over which lambda_2 rises linearly from 0; 0 for constant."""
 
-    norm: Norm = "l2"
+    norm: Literal["l1", "l2"] = "l2"
     """Norm of the identity penalty over the hidden dimension."""
 
     fade_over: float | None = None
-    """Share of the steps over which the layers that go fade out: 0 bypasses them from the start, None never does."""
+    """Share of the steps over which the layers that go fade out: 0 bypasses them from the start, null never does."""
 
     distil: float = 0.0
     """Weight of the distillation from the dense model, 0 to 1; the rest is next-token cross-entropy."""
@@ -80,10 +78,10 @@ class RemovalTraining:
     """Calibration windows per optimiser step."""
 
     micro_batch: int | None = None
-    """Windows per forward pass; all of a step's if None. Must divide sequences_per_step."""
+    """Windows per forward pass; all of a step's if null. Must divide sequences_per_step."""
 
     steps: int | None = None
-    """Optimiser steps; one pass over the calibration windows if None."""
+    """Optimiser steps; one pass over the calibration windows if null."""
 
     trainer: dict[str, Any] = field(default_factory=dict)
     """Further fields of transformers.TrainingArguments (gradient_checkpointing, report_to, optim, save_steps, …)."""
@@ -93,12 +91,19 @@ class RemovalTraining:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise RequestError(f"{name} is a share, not {value:g}; choose 0..1")
-        for name in ("sequences_per_step", "micro_batch", "steps", "lora_rank", "learning_rate"):
+        for name in ("sequences_per_step", "micro_batch", "steps", "lora_rank", "lora_alpha", "learning_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise RequestError(f"{name} must be above 0, not {value:g}")
-        if self.lambda_2 < 0 or not math.isfinite(self.lambda_2):
-            raise RequestError(f"lambda_2 must be 0 or more, not {self.lambda_2:g}")
+        for name in ("lambda_2", "weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            if value < 0 or not math.isfinite(value):
+                raise RequestError(f"{name} must be 0 or more, not {value:g}")
+        unknown = sorted(self.trainer.keys() - {*TrainingArguments.__dataclass_fields__, "resume_from_checkpoint"})
+        if unknown:
+            raise RequestError(
+                f"trainer has no option '{unknown[0]}'; see transformers.TrainingArguments for what it has"
+            )
         if self.micro_batch and self.sequences_per_step % self.micro_batch:
             raise RequestError(
                 f"micro_batch={self.micro_batch} does not divide sequences_per_step={self.sequences_per_step}"
@@ -119,7 +124,7 @@ class RemovalTraining:
         return self.lambda_2 * (min(1.0, progress / self.lambda_2_ramp) if self.lambda_2_ramp > 0 else 1.0)
 
 
-def identity_penalty(seen: Activations, layers: Collection[int], norm: Norm = "l2") -> Tensor:
+def identity_penalty(seen: Activations, layers: Collection[int], norm: Literal["l1", "l2"] = "l2") -> Tensor:
     """`Σ_{l in layers} mean_tokens ‖X_out[l] − X_in[l]‖`, a scalar in float32 (ELDeR, stage 2).
 
     The paper does not state the reduction: here the norm runs over the hidden dimension, its mean over tokens.
@@ -362,9 +367,10 @@ def _arguments(
         "use_cpu": not torch.cuda.is_available(),
     }
     theirs = {name: value for name, value in settings.trainer.items() if name != "resume_from_checkpoint"}
-    unknown = sorted(theirs.keys() - TrainingArguments.__dataclass_fields__.keys())
-    if unknown:
-        raise RequestError(f"trainer has no option '{unknown[0]}'; see transformers.TrainingArguments for what it has")
+    if "save_steps" in theirs:
+        ours["save_strategy"] = "steps"
+    if "logging_steps" in theirs:
+        ours["logging_strategy"] = "steps"
     try:
         return TrainingArguments(**{**ours, **theirs})
     except (TypeError, ValueError, ImportError) as error:
