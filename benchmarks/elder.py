@@ -67,7 +67,7 @@ def run_cells(model: str, data: Path, only: list[str] | None) -> None:
 
 
 def find_text(data: Path, split: str) -> str:
-    """The one text file of a split: `train.txt`, `train_1mb.txt`, …"""
+    """The one text file of a split, such as `train.txt` or `train_1mb.txt`."""
     found = sorted(data.glob(f"{split}*.txt"))
     if len(found) != 1:
         raise SystemExit(f"error: {data} holds {len(found)} files {split}*.txt; one is needed")
@@ -110,7 +110,7 @@ def run_cell(source: str, texts: dict[str, str], cell: dict[str, Any]) -> dict[s
     result["seconds"] = round(time.perf_counter() - start, 1)
     result["order"], result["layers"] = list(plan.order), list(plan.dropped)
 
-    if "layers_from" in cell:
+    if "layers_from" in cell and (method.final_gate() > 0 or cell.get("test")):
         with decoder.gate(torch.full((decoder.num_layers,), method.final_gate()), layers=plan.dropped):
             result["validation_before_cut"] = perplexity(model, validation).perplexity
     with decoder.bypass(plan.dropped):

@@ -47,8 +47,9 @@ class Elder(GateLearning, RemovalTraining, Method):
 
     # Defaults of RemovalTraining that measured best with absorb.
     fade_over: float | None = 0.0
-    distil: float = 0.5
-    learning_rate: float = 1e-4
+    distil: float = 0.3
+    learning_rate: float = 2e-4
+    warmup: float = 0.1
 
     def __post_init__(self) -> None:
         GateLearning.__post_init__(self)
@@ -142,3 +143,4 @@ class ElderPublished(Elder):
     fade_over: float | None = None
     distil: float = 0.0
     learning_rate: float = 2e-5
+    warmup: float = 0.03

@@ -83,8 +83,8 @@ class GateLearning:
     fixed_batch: bool = True
     """Greedy: whether every step sees all windows, or the next batch of them."""
 
-    shortlist: int = 1
-    """Greedy: of how many layers with the smallest weights the calibration loss itself picks the one that goes; 1 trusts them."""
+    shortlist: int = 5
+    """How many layers compete for each place by the calibration loss itself: the weights nominate them; 1 trusts the weights."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -106,11 +106,12 @@ class GateLearning:
         """What choosing costs, in tokens forward through the whole model; a backward pass for the gates counts 1.2."""
         windows = min(self.gate_sequences or data.num_sequences, data.num_sequences)
         tokens = windows * data.sequence_length
-        if self.selection == "joint":
-            return 2.2 * self.joint_steps * min(tokens, _ROWS_PER_STEP * _ROW_TOKENS)
-        per_step = tokens if self.fixed_batch else min(tokens, data.batch_size * data.sequence_length)
         left = [1 - done / num_layers for done in range(drop)]
         tried = 0.6 * self.shortlist * tokens if self.shortlist > 1 else 0.0
+        if self.selection == "joint":
+            trials = 0.6 * tokens * sum(drop + self.shortlist - 1 - done for done in range(drop))
+            return 2.2 * self.joint_steps * min(tokens, _ROWS_PER_STEP * _ROW_TOKENS) + (trials if tried else 0.0)
+        per_step = tokens if self.fixed_batch else min(tokens, data.batch_size * data.sequence_length)
         return sum(
             share * (2.2 * per_step * steps + tried) for share, steps in zip(left, self._steps(drop), strict=True)
         )
@@ -246,8 +247,21 @@ def _jointly(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLear
             advance(1)
     # Weights that ended at the same bound are told apart by what removal costs.
     values, ties = weights.tolist(), costs.tolist()
-    order = sorted(range(num_layers), key=lambda layer: (values[layer], ties[layer], layer))[:drop]
+    listed = sorted(range(num_layers), key=lambda layer: (values[layer], ties[layer], layer))
+    listed = listed[: min(drop + settings.shortlist - 1, num_layers)]
+    order = listed[:drop] if settings.shortlist == 1 else _best_of(decoder, data, listed, drop, run)
     return Choice(order, values, history[steps // 8 :: max(1, steps // 8)])
+
+
+def _best_of(decoder: Decoder, data: TokenBatches, listed: Sequence[int], drop: int, run: Run) -> list[int]:
+    """Of the listed layers, remove the one that costs least, `drop` times."""
+    order: list[int] = []
+    with run.progress.track("trying the layers with the smallest weights", drop) as advance:
+        for _ in range(drop):
+            losses = removal_losses(decoder, data, order, [layer for layer in listed if layer not in order], run)
+            order.append(min(losses, key=lambda layer: (losses[layer], layer)))
+            advance(1)
+    return order
 
 
 def _draw(weights: Tensor, num_rows: int, explore: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import copy
 import logging
 import math
 import tempfile
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -328,7 +329,9 @@ def _trainable(decoder: Decoder, dropped: Collection[int], settings: RemovalTrai
     config = LoraConfig(
         r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    adapted = get_peft_model(decoder.model, config)
+    with warnings.catch_warnings():  # peft asks the model by a name that transformers is giving up
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        adapted = get_peft_model(decoder.model, config)
     try:
         yield adapted
     except KeyboardInterrupt:
