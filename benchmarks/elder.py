@@ -4,7 +4,7 @@
     python benchmarks/elder.py tables               # rewrite the tables in docs/methods/elder.md from the results
 
 `run` does every cell of `cells.json` that has no result yet; each is one JSON file in results/elder/, written atomically, so
-it can be stopped and started at will. Settings were chosen on the validation text; cells marked `test` are also measured on
+it can be stopped and started at will, and cells added meanwhile. Settings were chosen on the validation text; cells marked `test` are also measured on
 the test text.
 """
 
@@ -55,15 +55,24 @@ def run_cells(model: str, data: Path, only: list[str] | None) -> None:
 
     RESULTS.mkdir(parents=True, exist_ok=True)
     texts = {name: find_text(data, name) for name in ("train", "validation", "test")}
-    for cell in json.loads(CELLS.read_text(encoding="utf-8")):
+    while cell := next_cell(only):
         target = RESULTS / f"{cell['id']}.json"
-        if target.exists() or (only and cell["id"] not in only):
-            continue
         print(f"{time.strftime('%H:%M:%S')} {cell['id']} …", flush=True)
         result = run_cell(model, texts, cell)
         result["machine"] = {"processor": platform.machine(), "threads": torch.get_num_threads()}
         write_json(target, {**cell, **result})
-        print(f"{time.strftime('%H:%M:%S')} {json.dumps({k: v for k, v in result.items() if k != 'history'})[:400]}", flush=True)
+        print(
+            f"{time.strftime('%H:%M:%S')} {json.dumps({k: v for k, v in result.items() if k != 'history'})[:400]}",
+            flush=True,
+        )
+
+
+def next_cell(only: list[str] | None) -> dict[str, Any] | None:
+    """The first cell without a result; the file is read anew each time, so that cells can be added meanwhile."""
+    for cell in json.loads(CELLS.read_text(encoding="utf-8")):
+        if not (RESULTS / f"{cell['id']}.json").exists() and (not only or cell["id"] in only):
+            return dict(cell)
+    return None
 
 
 def find_text(data: Path, split: str) -> str:
@@ -94,7 +103,11 @@ def run_cell(source: str, texts: dict[str, str], cell: dict[str, Any]) -> dict[s
     )  # fmt: skip
     run = Run(seed=cell.get("seed", 0), precision=autocast_dtype("auto", decoder.device))
     method = METHODS[cell["method"]](**cell.get("options", {}))
-    result: dict[str, Any] = {"versions": versions(), "calibration": calibration.describe(), "options": method.options()}
+    result: dict[str, Any] = {
+        "versions": versions(),
+        "calibration": calibration.describe(),
+        "options": method.options(),
+    }
 
     start = time.perf_counter()
     if "layers_from" in cell:
@@ -116,7 +129,9 @@ def run_cell(source: str, texts: dict[str, str], cell: dict[str, Any]) -> dict[s
     with decoder.bypass(plan.dropped):
         result["validation"] = perplexity(model, validation).perplexity
         if cell.get("test"):
-            test = evaluation_windows(texts["test"], tokenizer, sequence_length=WINDOW, num_sequences=TEST_WINDOWS, batch_size=4)
+            test = evaluation_windows(
+                texts["test"], tokenizer, sequence_length=WINDOW, num_sequences=TEST_WINDOWS, batch_size=4
+            )
             measured = perplexity(model, test)
             result["test"], result["test_nll_stderr"] = measured.perplexity, measured.stderr
     return result
@@ -150,7 +165,16 @@ def table(name: str, results: list[dict[str, Any]]) -> str:
             for row in rows
         ]  # fmt: skip
     else:
-        head = ["what", "layers of", "seconds", "before the cut", "validation", "test", "of the best cut", "of the best recovery"]
+        head = [
+            "what",
+            "layers of",
+            "seconds",
+            "before the cut",
+            "validation",
+            "test",
+            "of the best cut",
+            "of the best recovery",
+        ]
         cuts = [by_id[name] for name in ("sleb", "shortgpt") if name in by_id]
         cut = min(cuts, key=lambda result: result["validation"], default={})
         recovered = [result for result in results if result.get("recovery")]

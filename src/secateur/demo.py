@@ -28,7 +28,7 @@ def demo(
     check_output(out, overwrite=overwrite)
     return prune(
         fetch_sample_model(progress=progress),
-        method=Elder(gate_sequences=4),
+        method=Elder(gate_sequences=4, joint_steps=30, shortlist=3),
         text=TEXT,
         target=Target(drop=DROP),
         out=out,
