@@ -3,9 +3,9 @@
     python benchmarks/elder.py run MODEL DATA       # DATA holds train.txt, validation.txt and test.txt, or wikitext2's files
     python benchmarks/elder.py tables               # rewrite the tables in docs/methods/elder.md from the results
 
-`run` does every cell of `cells.json` that has no result yet; each is one JSON file in results/elder/, written atomically, so
-it can be stopped and started at will, and cells added meanwhile. Settings were chosen on the validation text; cells marked `test` are also measured on
-the test text.
+`run` does every cell of `elder_cells.json` that has no result yet; each is one JSON file in results/elder/, written atomically,
+so it can be stopped and started at will, and cells added meanwhile. Settings were chosen on the validation text; cells marked
+`test` are also measured on the test text.
 """
 
 from __future__ import annotations
