@@ -103,7 +103,10 @@ def _run(words: list[str]) -> int:
             raise
         raise RequestError(_explained(error, parser, words[0])) from error
     _refuse_settings_of_others(plain, parsed.get("method"))
-    values = parser.instantiate_classes(parsed)
+    instantiate = (
+        getattr(parser, "instantiate", None) or parser.instantiate_classes
+    )  # its name before jsonargparse 4.49
+    values = instantiate(parsed)
     quiet, verbose = values.pop("quiet"), values.pop("verbose")
     values.pop("config", None)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -49,7 +49,10 @@ def load_model(
     with _explained(source), quiet_transformers():
         config = AutoConfig.from_pretrained(source, **common)
     remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if getattr(config, "is_encoder_decoder", False) or (type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote):
+    causal = remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    # BERT and its like can be built as a decoder; a checkpoint trained to fill gaps is none.
+    masked = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or ())
+    if getattr(config, "is_encoder_decoder", False) or masked or not causal:
         raise UnsupportedModelError(
             f"{source} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
         )
@@ -119,7 +122,7 @@ def _explained(source: str | Path, what: str = "") -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ModelError(f"{source} has a damaged safetensors file ({error}); copy or download it again") from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # of any type: a configuration with a wrong value fails wherever it is first used
         logger.debug("loading failed", exc_info=True)
         reason = " ".join(str(error).split())
         if not Path(source).exists():

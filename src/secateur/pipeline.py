@@ -311,12 +311,16 @@ def evaluate(
         RequestError: if a model or the text cannot be read.
     """
     progress = progress or Silent()
-    rows = []
+    texts = []  # of all models before the first is measured, so that what is wrong is said at once
     for source in sources:
         tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-        windows = evaluation_windows(
-            data, tokenizer, sequence_length=sequence_length, num_sequences=num_sequences, batch_size=batch_size
+        texts.append(
+            evaluation_windows(
+                data, tokenizer, sequence_length=sequence_length, num_sequences=num_sequences, batch_size=batch_size
+            )
         )
+    rows = []
+    for source, windows in zip(sources, texts, strict=True):
         model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
         quality = _quality(model, windows, progress, f"measuring the perplexity of {source}")
         rows.append({"model": str(source), **quality, "data": windows.describe()})

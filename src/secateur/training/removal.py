@@ -85,7 +85,7 @@ class RemovalTraining:
     """Optimiser steps; one pass over the calibration windows if null."""
 
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Further fields of transformers.TrainingArguments (gradient_checkpointing, report_to, optim, save_steps, …)."""
+    """Further fields of transformers.TrainingArguments (activation_checkpointing, report_to, optim, save_steps, …)."""
 
     def __post_init__(self) -> None:
         for name in ("lambda_2_ramp", "distil", "warmup", "fade_over"):
@@ -171,6 +171,7 @@ def train_towards_removal_(
         teacher = copy.deepcopy(decoder.model)
     if teacher is not None:
         teacher = teacher.eval().requires_grad_(False)
+    use_cache = getattr(decoder.model.config, "use_cache", None)  # the Trainer turns it off, and it would be saved so
     was_frozen = {parameter for parameter in decoder.model.parameters() if not parameter.requires_grad}
     with _trainable(decoder, dropped, settings, seed) as model, tempfile.TemporaryDirectory() as scratch:
         trainer = _RemovalTrainer(
@@ -192,6 +193,12 @@ def train_towards_removal_(
                 trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
                 for parameter in decoder.model.parameters():
                     parameter.requires_grad_(parameter not in was_frozen)
+                if use_cache is not None:
+                    decoder.model.config.use_cache = use_cache
+                if trainer.args.gradient_checkpointing:
+                    model_ = decoder.model  # transformers is renaming gradient to activation checkpointing
+                    getattr(model_, "activation_checkpointing_disable", model_.gradient_checkpointing_disable)()
+                decoder.model.zero_grad()
                 decoder.model.eval()
     steps = trainer.args.max_steps
     return {

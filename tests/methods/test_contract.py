@@ -1,0 +1,137 @@
+"""What every method promises, run over all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from secateur.data import TokenBatches
+from secateur.decoder import Decoder
+from secateur.errors import RequestError
+from secateur.methods import METHODS, Method, Run, method_named
+from secateur.plan import PruningPlan
+
+FEW = {"first_steps": 2, "round_steps": 1, "joint_steps": 3, "steps": 2, "gate_sequences": 3, "sequences": 3}
+
+
+def quick(name: str, **settings: Any) -> Method:
+    """The method with as few steps as its settings allow."""
+    known = METHODS[name].__dataclass_fields__
+    return METHODS[name](**{key: value for key, value in {**FEW, **settings}.items() if key in known})
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    return quick(request.param)
+
+
+@pytest.mark.parametrize("drop", [1, 2, 5])
+def test_plan_names_that_many_distinct_layers_of_the_model(
+    method: Method, decoder: Decoder, windows: TokenBatches, drop: int
+) -> None:
+    plan = method.plan(decoder, windows, drop=drop)
+    assert len(plan.order) == len(set(plan.order)) == drop
+    assert all(0 <= layer < 6 for layer in plan.order)
+    assert plan.num_layers == 6
+    assert plan.method == method.name
+    assert plan.options == method.options()
+    assert plan.scores is not None
+    assert len(plan.scores) == 6
+
+
+def test_planning_leaves_weights_gradients_modes_and_hooks_as_they_were(
+    method: Method, decoder: Decoder, windows: TokenBatches, snapshot: Any
+) -> None:
+    decoder.model.train()
+    decoder.layers[1].eval()
+    decoder.layers[2].requires_grad_(False)
+    before = snapshot(decoder.model)
+    method.plan(decoder, windows, drop=2)
+    assert snapshot(decoder.model) == before
+
+
+def test_planning_leaves_the_random_generator_as_it_was(
+    method: Method, decoder: Decoder, windows: TokenBatches
+) -> None:
+    before = torch.random.get_rng_state()
+    method.plan(decoder, windows, drop=2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_failed_planning_leaves_the_model_as_it_was(
+    method: Method, decoder: Decoder, windows: TokenBatches, snapshot: Any
+) -> None:
+    if method.name == "random":
+        pytest.skip("never runs the model")
+    before = snapshot(decoder.model)
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = decoder.layers[4].mlp.register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        method.plan(decoder, windows, drop=2)
+    handle.remove()
+    assert snapshot(decoder.model) == before
+
+
+def test_same_seed_gives_the_same_plan(method: Method, decoder: Decoder, windows: TokenBatches) -> None:
+    first = method.plan(decoder, windows, drop=3, run=Run(seed=5))
+    torch.manual_seed(99)
+    assert method.plan(decoder, windows, drop=3, run=Run(seed=5)) == first
+
+
+def test_saved_plan_equals_the_plan_loaded(
+    method: Method, decoder: Decoder, windows: TokenBatches, tmp_path: Path
+) -> None:
+    plan = method.plan(decoder, windows, drop=2)
+    plan.save(tmp_path / "plan.json")
+    assert PruningPlan.load(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize("drop", [1, 5])
+def test_cost_is_finite_and_never_negative(method: Method, windows: TokenBatches, drop: int) -> None:
+    cost = method.cost(6, drop, windows)
+    assert 0 <= cost.choose_tokens < 1e9
+    assert 0 <= cost.prepare_tokens < 1e9
+    assert cost.training_tokens >= 0
+    assert cost.memory_copies >= 1
+    assert (cost.training_tokens > 0) == method.prepares
+    assert (cost.prepare_tokens > 0) == method.prepares
+
+
+def test_final_gate_is_a_share_and_1_where_nothing_is_prepared(method: Method) -> None:
+    assert 0 <= method.final_gate() <= 1
+    assert method.prepares or method.final_gate() == 1
+
+
+def test_preparing_keeps_the_layers_the_trainability_and_only_finite_weights(
+    method: Method, decoder: Decoder, windows: TokenBatches, snapshot: Any
+) -> None:
+    before = snapshot(decoder.model)
+    report = method.prepare_(decoder, windows, PruningPlan(num_layers=6, order=(2, 4)))
+    after = snapshot(decoder.model)
+    assert decoder.num_layers == 6
+    assert after.keys() == before.keys()
+    assert all(bool(torch.isfinite(weight).all()) for weight in decoder.model.parameters())
+    changed = [name for name in before if after[name][0] != before[name][0]]
+    assert bool(changed) == method.prepares == bool(report)
+    assert [after[name][1:2] for name in before] == [before[name][1:2] for name in before]  # requires_grad, hooks
+
+
+def test_registry_key_is_the_name_of_the_method() -> None:
+    assert {key: method.name for key, method in METHODS.items()} == {key: key for key in METHODS}
+
+
+@pytest.mark.parametrize(("wrong", "nearest"), [("eldr", "elder"), ("short-gpt", "shortgpt"), ("SLEB", "sleb")])
+def test_unknown_method_is_refused_with_the_nearest_or_all_names(wrong: str, nearest: str) -> None:
+    with pytest.raises(RequestError, match=rf"unknown method '{wrong}'; .*\b{nearest}\b"):
+        method_named(wrong)
+
+
+def test_random_layers_follow_the_seed(decoder: Decoder, windows: TokenBatches) -> None:
+    plans = {quick("random").plan(decoder, windows, drop=3, run=Run(seed=seed)).order for seed in range(20)}
+    assert len(plans) > 10

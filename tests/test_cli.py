@@ -1,0 +1,422 @@
+"""The command line: one line for every wrong request, one object with --json, and nothing half-written ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import DistilBertConfig, DistilBertModel, T5Config, T5ForConditionalGeneration
+
+from secateur import cli, pipeline
+from secateur.cli import main, parse_amount, parse_layers
+from secateur.errors import RequestError, TrainingDivergedError, WriteError
+
+COMMANDS = ("demo", "score", "prune", "eval")
+QUICK = ["--elder.joint-steps=3", "--elder.first-steps=2", "--elder.round-steps=1", "--elder.steps=2"]
+SIZE = ["--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=4"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join(f"Sentence {n} says that {n} times {n} is {n * n}.\n\n" for n in range(600)))
+    return str(path)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def _quick_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = {**pipeline.prune.__kwdefaults__, "speed": False, "prompts": ("a",)}
+    monkeypatch.setattr(pipeline.prune, "__kwdefaults__", defaults)
+
+
+def one_line(captured: Any) -> str:
+    """What a refused request must look like; the line."""
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, captured.err
+    assert lines == errors, captured.err
+    assert "Traceback" not in captured.err
+    return errors[0]
+
+
+# ---- wrong requests --------------------------------------------------------------------------------------------------------
+
+# words after MODEL, DATA and OUT are filled in → what the line must name, what to do
+WRONG: dict[str, tuple[str, str]] = {
+    "prnue MODEL": ("unknown command 'prnue'", "did you mean 'prune'"),
+    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, eval"),
+    "prune": ("missing MODEL, --data, --out", "see secateur prune --help"),
+    "prune MODEL --data DATA --drop 2": ("missing --out", "--help"),
+    "prune MODEL --data DATA --out OUT --drop 2 --method eldr": ("unknown method 'eldr'", "did you mean 'elder'"),
+    "prune MODEL --data DATA --out OUT --drop 2 --method zzzz": ("unknown method 'zzzz'", "choose one of elder"),
+    "prune MODEL --data DATA --out OUT --drop 2 --sequence-lenght 3": ("--sequence", "did you mean --sequence-length?"),
+    "prune MODEL --data DATA --out OUT --drop 2 --elder.lambda1 3": ("--elder.lambda1", "did you mean --elder.lambda-1?"),
+    "prune MODEL --data DATA --out OUT --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
+    "prune MODEL --data DATA --out OUT --drop 0": ("cannot drop 0 of 6 layers", "choose 1..5"),
+    "prune MODEL --data DATA --out OUT --drop -1": ("cannot drop -1 of 6 layers", "choose 1..5"),
+    "prune MODEL --data DATA --out OUT --drop abc": ("'abc'", "a count such as 8 or a share such as 25%"),
+    "prune MODEL --data DATA --out OUT --drop 150%": ("'150%'", "less than 100%"),
+    "prune MODEL --data DATA --out OUT --drop 0%": ("'0%'", "more than 0%"),
+    "prune MODEL --data DATA --out OUT --drop nan": ("'nan'", "less than 100%"),
+    "prune MODEL --data DATA --out OUT --drop 2 --layers 1": ("--drop and --layers", "one of --drop, --target-params"),
+    "prune MODEL --data DATA --out OUT": ("given: none", "one of --drop, --target-params or --layers"),
+    "prune MODEL --data DATA --out OUT --layers 9": ("no layer 9", "0..5"),
+    "prune MODEL --data DATA --out OUT --layers 1,1": ("a layer twice: [1, 1]", "name each layer once"),
+    "prune MODEL --data DATA --out OUT --layers 0-5": ("cannot drop 6 of 6 layers", "choose 1..5"),
+    "prune MODEL --data DATA --out OUT --layers 0-99999999999": ("layers", "choose 1..5"),
+    "prune MODEL --data DATA --out OUT --layers 4-2": ("4-2 runs backwards", "write 2-4"),
+    "prune MODEL --data DATA --out OUT --layers a": ("not 'a'", "numbers and ranges such as 3,7,20-27"),
+    "prune MODEL --data DATA --out OUT --layers ²": ("not '²'", "numbers and ranges"),
+    "prune MODEL --data DATA --out OUT --target-params 60": ("not '60'", "a share such as 75%"),
+    "prune MODEL --data DATA --out OUT --target-params 1%": ("1 % of the parameters", "choose more"),
+    "prune MODEL --data nowhere.txt --out OUT --drop 2": ("'nowhere.txt'", "give a"),
+    "prune MODEL --data EMPTY --out OUT --drop 2": ("empty.txt' is empty", "give text"),
+    "prune MODEL --data SHORT --out OUT --drop 2": ("short.txt' has", "choose a smaller --sequence-length"),
+    "prune MODEL --data DATA --out OUT --drop 2 --sequence-length 1": ("sequence length is 1", "choose 2 or more"),
+    "prune MODEL --data DATA --out OUT --drop 2 --num-sequences -4": ("number of sequences is -4", "choose 1 or more"),
+    "prune MODEL --data DATA --out OUT --drop 2 --batch-size 0": ("batch size is 0", "choose 1 or more"),
+    "prune MODEL --data DATA --out OUT --drop 2 --seed x": ("--seed: expects int, not 'x'", "--help"),
+    "prune MODEL --data DATA --out OUT --drop 2 --precision fp8": ("fp8", "--help"),
+    "prune MODEL --data DATA --out OUT --drop 2 --elder.lambda-1 abc": ("--elder.lambda-1: expects float, not 'abc'", "--help"),
+    "prune MODEL --data DATA --out OUT --drop 2 --elder.train half": ("'half'", "'full', 'lora'"),
+    "prune MODEL --data DATA --out OUT --drop 2 --elder.absorb yes": ("--elder.absorb", "'map', 'projection'] or null"),
+    "prune MODEL --data DATA --out OUT --drop 2 --elder.steps -3": ("steps must be above 0", "not -3"),
+    "prune MODEL --data DATA --out OUT --drop 2 --elder.weight-decay -1": ("weight_decay must be 0 or more", "not -1"),
+    'prune MODEL --data DATA --out OUT --drop 2 --elder.trainer {"nope":1}': ("no option 'nope'", "TrainingArguments"),
+    "prune MODEL --data DATA --out OUT --drop 2 --sleb.sequences 4": ("--sleb.sequences is a setting of sleb", "--method sleb"),
+    "prune MODEL --data DATA --out OUT --drop 2 --method sleb --sleb.sequences 0": ("sequences must be above 0", "not 0"),
+    "prune no/such/model --data DATA --out OUT --drop 2": ("no/such/model", "give a local checkpoint directory"),
+    "prune FOLDER --data DATA --out OUT --drop 2": ("folder", "give a directory that holds config.json"),
+    "prune ENCODER --data DATA --out OUT --drop 2": ("is a 'distilbert' model, not a causal language model", "choose one"),
+    "prune T5 --data DATA --out OUT --drop 2": ("is a 't5' model, not a causal language model", "choose one"),
+    "prune CORRUPT --data DATA --out OUT --drop 2": ("damaged safetensors", "copy or download it again"),
+    "prune TRUNCATED --data DATA --out OUT --drop 2": ("damaged safetensors", "copy or download it again"),
+    "prune MODEL --data DATA --out FOLDER --drop 2": ("folder is not empty", "--overwrite"),
+    "prune MODEL --data DATA --out FOLDER --drop 2 --overwrite": ("is not a checkpoint", "choose another"),
+    "prune MODEL --data DATA --out SHORT --drop 2": ("short.txt is a file", "choose a directory"),
+    "prune MODEL --data DATA --out SHORT/out --drop 2": ("short.txt", "choose an --out"),
+    "prune MODEL --data DATA --out OUT --drop 2 --config BADYAML": ("config", "--help"),
+    "prune MODEL --data DATA --out OUT --drop 2 --config UNKNOWN": ("'num_sequence' is not", "did you mean num_sequences?"),
+    "prune MODEL --data DATA --out OUT --drop 2 --config none.yaml": ("none.yaml", "--help"),
+    "score MODEL --data DATA --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
+    "score MODEL --data DATA --method random --out nowhere/plan.json": ("nowhere/plan.json", "a directory that exists"),
+    "score MODEL --data DATA --method random --out FOLDER": ("folder", "choose a file"),
+    "eval --data DATA": ("missing MODEL", "secateur eval --help"),
+    "eval MODEL": ("missing --data", "secateur eval --help"),
+    "eval MODEL no/such/model --data DATA": ("no/such/model", "give a local checkpoint"),
+    "eval MODEL --data nowhere.txt": ("'nowhere.txt'", "give a"),
+    "eval MODEL --data SHORT --sequence-length 999": ("fewer than one window of 999", "choose a smaller --sequence-length"),
+    "demo --seed x": ("--seed: expects int, not 'x'", "secateur demo --help"),
+    "demo --out FOLDER": ("folder is not empty", "--overwrite"),
+    "demo MODEL": ("MODEL", "secateur demo --help"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, text: str) -> dict[str, str]:
+    """The words that stand for something in `WRONG`."""
+    base = tmp_path_factory.mktemp("places")
+    (base / "empty.txt").write_text("")
+    (base / "short.txt").write_text("Too short.")
+    (base / "folder").mkdir()
+    (base / "folder" / "mine.txt").write_text("mine")
+    (base / "bad.yaml").write_text("a: [1\n")
+    (base / "unknown.yaml").write_text("num_sequence: 3\n")
+    with torch.random.fork_rng():
+        encoder = DistilBertConfig(vocab_size=128, dim=8, hidden_dim=8, n_layers=2, n_heads=1)
+        DistilBertModel(encoder).save_pretrained(base / "encoder")
+        T5ForConditionalGeneration(
+            T5Config(vocab_size=128, d_model=8, d_kv=8, d_ff=8, num_layers=2, num_heads=1)
+        ).save_pretrained(base / "t5")
+    for name in ("corrupt", "truncated"):
+        shutil.copytree(tiny_checkpoint, base / name)
+    (base / "corrupt" / "model.safetensors").write_bytes(b"no safetensors at all")
+    whole = (tiny_checkpoint / "model.safetensors").read_bytes()
+    (base / "truncated" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    return {
+        "MODEL": str(tiny_checkpoint), "DATA": text, "EMPTY": str(base / "empty.txt"), "SHORT": str(base / "short.txt"),
+        "FOLDER": str(base / "folder"), "ENCODER": str(base / "encoder"), "T5": str(base / "t5"), "OUT": "out",
+        "CORRUPT": str(base / "corrupt"), "TRUNCATED": str(base / "truncated"),
+        "BADYAML": str(base / "bad.yaml"), "UNKNOWN": str(base / "unknown.yaml"),
+    }  # fmt: skip
+
+
+def filled(request: str, places: dict[str, str]) -> list[str]:
+    return [
+        places.get(word.split("/")[0], word.split("/")[0]) + word[len(word.split("/")[0]) :] for word in request.split()
+    ]
+
+
+@pytest.mark.parametrize("request_", WRONG)
+def test_wrong_request_exits_2_with_one_line_that_names_value_and_remedy(
+    request_: str,
+    places: dict[str, str],
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    size = SIZE if request_.startswith("prune MODEL") and "--sequence-length" not in request_ else []
+    size = [word for word in size if word.partition("=")[0] not in request_]
+    code = main([*filled(request_, places), *size])
+    line = one_line(capsys.readouterr())
+    value, remedy = WRONG[request_]
+    value, remedy = (places["MODEL"] if word == "MODEL" else word for word in (value, remedy))
+    assert code == 2, line
+    assert value in line
+    assert remedy in line
+    assert not list(here.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_output_exits_2_before_anything_is_loaded(
+    places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here.chmod(0o500)
+    try:
+        code = main(["prune", places["MODEL"], "--data", places["DATA"], "--drop=2", "--out=out"])
+    finally:
+        here.chmod(0o700)
+    assert "cannot write to" in one_line(capsys.readouterr())
+    assert code == 2
+
+
+def test_unwritable_output_is_refused_where_the_system_says_so(
+    places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as root, nothing is forbidden
+    assert main(["prune", places["MODEL"], "--data", places["DATA"], "--drop=2", "--out=out"]) == 2
+    line = one_line(capsys.readouterr())
+    assert f"cannot write to {here}" in line
+    assert "choose an --out" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (TrainingDivergedError("the loss became nan; try less"), "error: the loss became nan; try less"),
+        (WriteError("cannot write out: No space left"), "error: cannot write out: No space left"),
+        (RuntimeError("two\nlines"), "error: RuntimeError: two lines (details in "),
+    ],
+)
+def test_failure_on_the_way_exits_1_with_one_line(
+    places: dict[str, str],
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    says: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "prune", fail)
+    assert main(["prune", places["MODEL"], "--data", places["DATA"], "--drop=2", "--out=out"]) == 1
+    line = one_line(capsys.readouterr())
+    assert line.startswith(says)
+    log = re.search(r"details in (\S+);", line)
+    if log is not None:
+        assert "RuntimeError: two" in Path(log[1]).read_text()
+        Path(log[1]).unlink()
+    assert not list(here.iterdir())
+
+
+def test_debug_shows_the_traceback(places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--debug", "prune", places["MODEL"], "--data", places["DATA"], "--drop=abc", "--out=out"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+# ---- help and options --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_exits_0_and_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    shown = re.findall(r"^  (--[\w.-]+)", captured.out, re.MULTILINE)
+    parser = cli._parser(command)
+    options = {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
+    assert {name.replace("-", "_") for name in shown} | {"__help"} == {name.replace("-", "_") for name in options}
+    assert not [name for name in shown if "_" in name]
+    assert "Unvalidated" not in captured.out
+    assert "%%" not in captured.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_states_description_and_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A described option has words of its own besides what the parser adds in brackets."""
+    main([command, "--help"])
+    entries = re.split(r"^  (?=-)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    for entry in entries:
+        words = " ".join(entry.split("\n\n")[0].split())
+        if words.startswith(("-h,", "--config", "--print-config")) or "Path to a configuration file" in words:
+            continue
+        _, _, rest = words.partition(" ")
+        described = re.sub(r"\(.*(type|default|required).*\)|^\{.*?\}|^[A-Z_0-9.-]+ ", "", rest).strip()
+        assert len(described) > 5, words
+        assert "default: " in rest or "required" in rest, words
+
+
+def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"], ["help"]):
+        assert main(words) == 0
+        shown = capsys.readouterr().out
+        assert all(f"  {command} " in shown for command in COMMANDS)
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    import secateur
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"secateur {secateur.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "known"),
+    [
+        ("--eval-data", "--eval_data"),
+        ("--eval_data", "--eval_data"),
+        ("--num-sequences=a-b", "--num_sequences=a-b"),
+        ("--elder.lambda-1", "--elder.lambda_1"),
+        ("--elder-published.lambda-1=-1", "--elder-published.lambda_1=-1"),
+        ("--elder-published", "--elder-published"),
+        ("some-file.txt", "some-file.txt"),
+        ("-x-y", "-x-y"),
+    ],
+)
+def test_dashes_in_names_of_options_are_underscores_and_values_stay(typed: str, known: str) -> None:
+    assert cli._with_underscores(typed) == known
+
+
+@pytest.mark.parametrize(("text_", "amount"), [("8", 8), ("25%", 0.25), ("0.25", 0.25), (" 12.5% ", 0.125), ("+3", 3)])
+def test_amount_is_a_count_or_a_share(text_: str, amount: float) -> None:
+    parsed = parse_amount(text_, "--drop")
+    assert parsed == amount
+    assert type(parsed) is type(amount)
+
+
+def test_layers_are_numbers_and_inclusive_ranges() -> None:
+    assert parse_layers("3, 7,20-22") == (3, 7, 20, 21, 22)
+    with pytest.raises(RequestError):
+        parse_layers("")
+
+
+# ---- right requests ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_quick_speed")
+def test_json_prints_exactly_one_object_equal_to_the_record(
+    places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prune", places["MODEL"], "--data", places["DATA"], "--drop=25%", "--out=out", "--json", *SIZE, *QUICK]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    shown = json.loads(captured.out)
+    assert captured.out.count("\n") == 1
+    assert shown.pop("out") == "out"
+    assert shown == json.loads((here / "out" / "secateur" / "record.json").read_text())
+    assert shown["command"].startswith("secateur prune ")
+    assert "about" in captured.err  # the preflight line
+    assert len(shown["dropped"]) == 2
+
+    assert main(["eval", places["MODEL"], "out", "--data", places["DATA"], "--sequence-length=32", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["models"]
+    assert [row["num_layers"] for row in rows] == [6, 4]
+
+    assert main(["score", places["MODEL"], "--data", places["DATA"], "--drop=2", "--json", *SIZE, *QUICK]) == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == shown["dropped"]
+
+
+@pytest.mark.usefixtures("_quick_speed")
+def test_quiet_prints_results_and_nothing_on_standard_error(
+    places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--data", places["DATA"], "--quiet", *SIZE]
+    assert main(["prune", places["MODEL"], *common, "--drop=2", "--out=out", *QUICK]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "perplexity" in captured.out
+    assert "proven" in captured.out
+    assert main(["score", places["MODEL"], *common, "--method=random", "--out=plan.json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "random would drop layers" in captured.out
+    assert (here / "plan.json").is_file()
+
+
+@pytest.mark.usefixtures("_quick_speed")
+def test_config_file_equals_the_same_options(
+    places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {
+        "method": "elder", "data": places["DATA"], "sequence_length": 32, "num_sequences": 8, "num_eval_sequences": 4,
+        "seed": 4, "drop": "2", "elder": {"joint_steps": 3, "steps": 2, "distil": 0.25},
+    }  # fmt: skip
+    Path("run.yaml").write_text(yaml.safe_dump(options))
+    assert main(["prune", places["MODEL"], "--config=run.yaml", "--out=a", "--json"]) == 0
+    by_file = json.loads(capsys.readouterr().out)
+    words = ["--elder.joint-steps=3", "--elder.steps=2", "--elder.distil=0.25", "--seed=4", "--drop=2", *SIZE]
+    assert main(["prune", places["MODEL"], "--data", places["DATA"], "--out=b", "--json", *words]) == 0
+    by_words = json.loads(capsys.readouterr().out)
+    for field in ("dropped", "scores", "method", "data", "eval_data", "seed", "preparation"):
+        assert by_file[field] == by_words[field], field
+    assert by_file["method"]["options"]["distil"] == 0.25
+    assert (here / "a" / "model.safetensors").read_bytes() == (here / "b" / "model.safetensors").read_bytes()
+
+
+# ---- interrupted -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_signal_leaves_nothing_half_written_and_exits_130(places: dict[str, str], here: Path, number: int) -> None:
+    """A real process, stopped while it trains."""
+    words = ["prune", places["MODEL"], "--data", places["DATA"], "--drop=2", "--out=out", *SIZE]
+    words += ["--elder.joint-steps=3", "--elder.steps=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "secateur", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        seen = wait_for(process.stderr.readline, "training towards")
+        time.sleep(0.5)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, seen + err
+    assert out == ""
+    assert err.splitlines()[-1].startswith("interrupted: nothing half-written is left")
+    assert "Traceback" not in err
+    assert not list(here.iterdir())
+
+
+def wait_for(readline: Callable[[], str], what: str) -> str:
+    seen = ""
+    while what not in seen:
+        line = readline()
+        assert line, f"it ended without '{what}':\n{seen}"
+        seen += line
+    return seen
