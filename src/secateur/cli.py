@@ -315,7 +315,7 @@ def _prune(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         progress=progress,
         command=words,
     )
-    _show_pruned(result.record, str(result.path), as_json=options["json"])
+    _report(result, as_json=options["json"])
 
 
 def _demo(options: dict[str, Any], progress: Any, words: list[str]) -> None:
@@ -324,7 +324,7 @@ def _demo(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     result = demo(
         options["out"], overwrite=options["overwrite"], seed=options["seed"], progress=progress, command=words
     )
-    _show_pruned(result.record, str(result.path), as_json=options["json"], texts=True)
+    _report(result, as_json=options["json"])
 
 
 def _score(options: dict[str, Any], progress: Any, _: list[str]) -> None:
@@ -391,16 +391,28 @@ def _eval(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         results_console().print(perplexity_table(rows))
 
 
-def _show_pruned(record: dict[str, Any], path: str, *, as_json: bool, texts: bool = False) -> None:
+def _report(result: Any, *, as_json: bool) -> None:
     if as_json:
-        _print_json({"out": path, **record})
+        _print_json({"out": str(result.path), **result.record})
         return
-    from secateur.report.console import comparison_table, generations_table, results_console, score_bars
+    from secateur.report.console import results_console
 
-    console = results_console()
+    show_pruned(result.record, str(result.path), results_console())
+
+
+def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
+    """Print what `prune` and `demo` end with: scores, texts, dense against pruned, the proof, what to do next.
+
+    Args:
+        record: the run's record.
+        path: where the checkpoint is.
+        console: a rich console.
+    """
+    from secateur.report.console import comparison_table, generations_table, score_bars
+
     if record["scores"] is not None:
         console.print(score_bars(record["scores"], record["dropped"]))
-    if texts and record["generations"]:
+    if record["generations"]:
         console.print(generations_table(**record["generations"]))
     console.print(comparison_table(record["metrics"]))
     before = (record["preparation"] or {}).get("perplexity_before_cut")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import logging
 import sys
 import time
@@ -205,11 +206,11 @@ def prune(
     check_output(out, overwrite=overwrite)
     with PeakMemory() as memory:
         with run.stage("load"):
-            model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
             tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+            data, held_out = text.load(tokenizer, seed)
+            model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
             decoder = Decoder(model)
             drop = num_to_drop(target, decoder)
-            data, held_out = text.load(tokenizer, seed)
         context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=run.progress)
         cost = method.cost(decoder.num_layers, drop, data)
         run.progress.note(preflight(decoder, data, held_out, cost, context))
@@ -279,11 +280,11 @@ def score(
     """
     method = method_named(method)() if isinstance(method, str) else method
     progress = progress or Silent()
+    tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+    data, held_out = text.load(tokenizer, seed)
     model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     decoder = Decoder(model)
     count = count_to_drop(drop, decoder.num_layers)
-    tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-    data, held_out = text.load(tokenizer, seed)
     context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress)
     cost = method.cost(decoder.num_layers, count, data)
     progress.note(preflight(decoder, data, held_out.take(1), Cost(choose_tokens=cost.choose_tokens), context))
@@ -459,8 +460,9 @@ def _prepare_(
     try:
         return method.prepare_(decoder, data, plan, run=run)
     except TrainingDivergedError as error:
-        kept = f"{Path(out)}.last-good"
-        with new_directory(kept, overwrite=True) as directory:
+        places = (f"{Path(out)}.last-good{number or ''}" for number in itertools.count())
+        kept = next(place for place in places if not Path(place).exists())
+        with new_directory(kept) as directory:
             save_checkpoint(decoder.model, tokenizer, directory)
         raise TrainingDivergedError(f"{error} (saved, all layers in place, to {kept})") from error
 

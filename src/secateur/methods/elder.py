@@ -82,7 +82,7 @@ class Elder(GateLearning, RemovalTraining, Method):
             return {}
         run = run or Run()
         report: dict[str, Any] = {}
-        teacher = copy.deepcopy(decoder.model) if self.distil > 0 and self.steps != 0 else None
+        teacher = copy.deepcopy(decoder.model) if self.distil > 0 and self.num_steps(data) > 0 else None
         if self.absorb is not None:
             report["absorb"] = absorb_(
                 decoder,
@@ -93,7 +93,7 @@ class Elder(GateLearning, RemovalTraining, Method):
                 precision=run.precision,
                 progress=run.progress,
             )
-        if self.steps != 0:
+        if self.num_steps(data) > 0:
             report["training"] = train_towards_removal_(
                 decoder,
                 plan.dropped,

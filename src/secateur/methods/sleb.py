@@ -16,7 +16,7 @@ from torch import Tensor
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
-from secateur.errors import RequestError
+from secateur.errors import RequestError, RunError
 from secateur.methods.base import Cost, Method, Run, measuring, next_token_loss
 from secateur.plan import LayerScores, PruningPlan
 
@@ -49,6 +49,10 @@ class Sleb(Method):
             for _ in range(drop):
                 candidates = [layer for layer in range(num_layers) if layer not in order]
                 found = removal_losses(decoder, data, order, candidates, run, advance)
+                if not any(map(math.isfinite, found.values())):
+                    raise RunError(
+                        "no layer can go: the loss is not finite without any of them; try fp32 precision or other text"
+                    )
                 order.append(min(found, key=lambda layer: (found[layer], layer)))
                 losses.update(found)
         scores = LayerScores(tuple(losses[layer] for layer in range(num_layers)), self.name)

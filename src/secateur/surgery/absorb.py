@@ -190,7 +190,7 @@ class _Sums:
     def add(self, features: Tensor, wanted: Tensor, stream: Tensor) -> None:
         x = wanted.flatten(0, 1).double()  # (tokens, hidden)
         root = x.square().mean(dim=1, keepdim=True).clamp(min=1e-12).rsqrt()  # of the token's weight 1 / mean(X²)
-        a = root * features.flatten(0, 1).double()  # (tokens, features)
+        a = root * features.reshape(-1, features.shape[-1]).double()  # (tokens, features)
         d = root * (x - stream.flatten(0, 1).double())  # (tokens, hidden)
         self.gram = self.gram + a.T @ a
         self.cross = self.cross + a.T @ d
@@ -272,7 +272,7 @@ def _find_projection(decoder: Decoder, layer: int) -> _Projection:
             f"cannot absorb into layer {layer}: it has no plain linear projection; set absorb to null"
         )
     shift = before.abs().max() * torch.linspace(0.5, 1.5, before.shape[-1], device=before.device, dtype=before.dtype)
-    handle = last.register_forward_hook(lambda _m, _a, out: out + shift if out.shape == before.shape else out)
+    handle = last.register_forward_hook(lambda _m, _a, out: out + shift if out.numel() == before.numel() else out)
     try:
         moved = _probe(decoder, layer) - before
     finally:

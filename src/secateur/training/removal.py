@@ -82,7 +82,7 @@ class RemovalTraining:
     """Windows per forward pass; all of a step's if null. Must divide sequences_per_step."""
 
     steps: int | None = None
-    """Optimiser steps; one pass over the calibration windows if null."""
+    """Optimiser steps; one pass over the calibration windows if null, no training at all if 0."""
 
     trainer: dict[str, Any] = field(default_factory=dict)
     """Further fields of transformers.TrainingArguments (activation_checkpointing, report_to, optim, save_steps, …)."""
@@ -92,12 +92,14 @@ class RemovalTraining:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise RequestError(f"{name} is a share, not {value:g}; choose 0..1")
-        for name in ("sequences_per_step", "micro_batch", "steps", "lora_rank", "lora_alpha", "learning_rate"):
+        for name in ("sequences_per_step", "micro_batch", "lora_rank", "lora_alpha", "learning_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise RequestError(f"{name} must be above 0, not {value:g}")
-        for name in ("lambda_2", "weight_decay", "max_grad_norm"):
+        for name in ("lambda_2", "weight_decay", "max_grad_norm", "steps"):
             value = getattr(self, name)
+            if value is None:
+                continue
             if value < 0 or not math.isfinite(value):
                 raise RequestError(f"{name} must be 0 or more, not {value:g}")
         unknown = sorted(self.trainer.keys() - {*TrainingArguments.__dataclass_fields__, "resume_from_checkpoint"})
@@ -112,7 +114,7 @@ class RemovalTraining:
 
     def num_steps(self, batches: TokenBatches) -> int:
         """Optimiser steps on these windows."""
-        return self.steps or math.ceil(batches.num_sequences / self.sequences_per_step)
+        return math.ceil(batches.num_sequences / self.sequences_per_step) if self.steps is None else self.steps
 
     def fade_at(self, progress: float) -> float:
         """The gate of the layers that go, `progress` (0 at the first step, 1 after the last) into the training."""
@@ -277,7 +279,8 @@ class _RemovalTrainer(Trainer):  # type: ignore[misc]
 
     def _progress(self) -> float:
         """0 at the first step, 1 at the last, so that what fades over the whole training is gone in its last step."""
-        return float(self.state.global_step) / max(1, int(self.args.max_steps) - 1)
+        last = int(self.args.max_steps) - 1
+        return float(self.state.global_step) / last if last > 0 else 1.0
 
     # ---- guarding against a loss that is not finite ---------------------------------------------------------------------
 
