@@ -15,8 +15,8 @@ from pathlib import Path
 README = Path(__file__).parent.parent / "README.md"
 
 COMMANDS = {
-    "prune": "secateur prune MODEL --data python-docs --drop 20% --method elder --num-sequences 64 --out smaller",
-    "score": "secateur score MODEL --method shortgpt --data python-docs --num-sequences 16 --drop 25%",
+    "prune": "secateur prune MODEL --method shortgpt --data python-docs --drop 20% --out smaller",
+    "score": "secateur score MODEL --method shortgpt --data python-docs --drop 25%",
     "eval": "secateur eval MODEL smaller --data python-docs --num-sequences 16",
     "config": "secateur prune MODEL --config run.yaml --drop 2 --out smaller-too",
     "python": "python example.py",

@@ -36,7 +36,7 @@ __all__ = ["Choice", "GateLearning", "choose_layers", "on_budget"]
 
 _ROW_TOKENS = 128
 _ROWS_PER_STEP = 8
-_MEMORY = 0.9
+_MEMORY = 0.95
 """Of the running mean of the removal costs."""
 
 _LARGEST_COST = (1.0, 0.5)
@@ -59,7 +59,7 @@ class GateLearning:
     joint_steps: int = 40
     """Joint: steps of 8 rows of 128 tokens."""
 
-    joint_rate: float = 0.5
+    joint_rate: float = 0.25
     """Joint: how far a weight moves per nat of removal cost and step."""
 
     explore: float = 0.25
@@ -83,7 +83,7 @@ class GateLearning:
     fixed_batch: bool = True
     """Greedy: whether every step sees all windows, or the next batch of them."""
 
-    shortlist: int = 5
+    shortlist: int = 9
     """How many layers compete for each place by the calibration loss itself: the weights nominate them; 1 trusts the weights."""
 
     def __post_init__(self) -> None:

@@ -272,7 +272,10 @@ def _find_projection(decoder: Decoder, layer: int) -> _Projection:
             f"cannot absorb into layer {layer}: it has no plain linear projection; set absorb to null"
         )
     shift = before.abs().max() * torch.linspace(0.5, 1.5, before.shape[-1], device=before.device, dtype=before.dtype)
-    handle = last.register_forward_hook(lambda _m, _a, out: out + shift if out.numel() == before.numel() else out)
+    into_stream = (before.numel(), before.shape[-1])  # some families run the projection on (batch · tokens, channels)
+    handle = last.register_forward_hook(
+        lambda _m, _a, out: out + shift if (out.numel(), out.shape[-1]) == into_stream else out
+    )
     try:
         moved = _probe(decoder, layer) - before
     finally:

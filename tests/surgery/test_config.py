@@ -1,0 +1,117 @@
+import copy
+
+import pytest
+from transformers import AutoConfig, LlamaConfig
+
+from secateur.errors import UnsupportedModelError
+from secateur.surgery.config import remove_layers_from_config_
+from tiny_families import FAMILIES, JAMBA
+
+
+def config_of(family, **fields):
+    return AutoConfig.for_model(family, **(JAMBA if family == "jamba" else FAMILIES[family]) | fields)
+
+
+def kept(values, dropped):
+    return [value for layer, value in enumerate(values) if layer not in dropped]
+
+
+@pytest.mark.parametrize("dropped", [[0], [5], [1, 4], [0, 2, 3]])
+@pytest.mark.parametrize(
+    ("family", "field"),
+    [
+        ("qwen2", "layer_types"),
+        ("gemma2", "layer_types"),
+        ("gemma3_text", "layer_types"),
+        ("cohere2", "layer_types"),
+        ("llama4_text", "layer_types"),
+        ("llama4_text", "no_rope_layers"),
+        ("smollm3", "no_rope_layers"),
+        ("gpt_neo", "attention_layers"),
+    ],
+)
+def test_a_per_layer_list_equals_the_old_one_without_the_dropped_layers(family, field, dropped):
+    config = config_of(family)
+    before = list(getattr(config, field))
+    assert len(set(before)) > 1, "a list of equals would prove nothing"
+    remove_layers_from_config_(config, dropped)
+    assert list(getattr(config, field)) == kept(before, dropped)
+    assert config.num_hidden_layers == 6 - len(dropped)
+    again = type(config).from_dict(config.to_dict())
+    assert list(getattr(again, field)) == kept(before, dropped)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "expected"), [([0], [0, 3]), ([1], [3]), ([4], [1]), ([1, 4], []), ([2, 3], [1, 2])]
+)
+def test_layer_indices_equal_the_renumbering_by_hand(dropped, expected):
+    config = config_of("qwen2_moe", mlp_only_layers=[1, 4])
+    remove_layers_from_config_(config, dropped)
+    assert config.mlp_only_layers == expected
+
+
+def test_indices_as_many_as_layers_are_still_renumbered_and_not_filtered():
+    config = config_of("qwen2_moe", mlp_only_layers=[0, 1, 2, 3, 4, 5])
+    remove_layers_from_config_(config, [0, 1])
+    assert config.mlp_only_layers == [0, 1, 2, 3]
+
+
+def test_moe_layers_of_llama4_equal_the_renumbering_by_hand():
+    config = config_of("llama4_text")
+    assert config.moe_layers == [1, 3, 5]
+    remove_layers_from_config_(config, [0, 3])
+    assert config.moe_layers == [0, 3]
+
+
+@pytest.mark.parametrize(("dropped", "expected"), [([0], 1), ([0, 1], 0), ([1, 4], 1), ([2], 2), ([4, 5], 2)])
+@pytest.mark.parametrize("field", ["first_k_dense_replace"])
+def test_the_first_k_layers_equal_the_count_of_those_kept(field, dropped, expected):
+    config = config_of("deepseek_v3", first_k_dense_replace=2)
+    remove_layers_from_config_(config, dropped)
+    assert config.first_k_dense_replace == expected
+
+
+@pytest.mark.parametrize(("dropped", "expected"), [([0], 2), ([4], 3), ([0, 1, 2], 0)])
+def test_max_window_layers_equals_the_count_of_those_kept(dropped, expected):
+    config = config_of("qwen2", max_window_layers=3)
+    remove_layers_from_config_(config, dropped)
+    assert config.max_window_layers == expected
+
+
+def test_a_made_up_list_as_long_as_the_layers_is_cut_and_others_are_not():
+    config = LlamaConfig(num_hidden_layers=4, made_up=["a", "b", "c", "d"], other=[1, 2, 3])
+    config.architectures = ["A", "B", "C", "D"]
+    config.eos_token_id = [7, 8, 9, 10]
+    remove_layers_from_config_(config, [1])
+    assert config.made_up == ["a", "c", "d"]
+    assert config.other == [1, 2, 3]
+    assert (config.architectures, config.eos_token_id) == (["A", "B", "C", "D"], [7, 8, 9, 10])
+
+
+@pytest.mark.parametrize("dropped", [[0], [1, 4], [2, 3], [1, 2]])
+def test_a_broken_period_is_refused_and_the_configuration_equals_the_old_one(dropped):
+    config = config_of("jamba")
+    before = copy.deepcopy(config.to_dict())
+    with pytest.raises(UnsupportedModelError, match=r"attn_layer_period=3.*drop whole periods of 3"):
+        remove_layers_from_config_(config, dropped)
+    assert config.to_dict() == before
+
+
+@pytest.mark.parametrize("dropped", [[0, 1, 2], [3, 4, 5], [4, 5], [1, 2, 3]])
+def test_a_cut_that_keeps_the_period_equals_the_old_types_of_the_kept_layers(dropped):
+    config = config_of("jamba")
+    before = list(config.layers_block_type)
+    remove_layers_from_config_(config, dropped)
+    assert config.layers_block_type == kept(before, dropped)
+
+
+def test_a_configuration_that_forgets_the_change_on_reading_is_refused():
+    class Forgetful(LlamaConfig):
+        model_type = "forgetful"
+
+        def __init__(self, made_up=None, **kwargs):
+            super().__init__(**kwargs)
+            self.made_up = ["x"] * 4
+
+    with pytest.raises(UnsupportedModelError, match="made_up"):
+        remove_layers_from_config_(Forgetful(num_hidden_layers=4), [1])

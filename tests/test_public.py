@@ -1,0 +1,53 @@
+"""The public names, the registry's pages, and the tables in the docs."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import secateur
+from secateur import errors
+from secateur.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_public_names_are_sorted_and_each_can_be_imported():
+    assert secateur.__all__ == sorted(secateur.__all__, key=lambda name: (not name.isupper(), name.lower() == name, name))
+    assert sorted(secateur._HOME) == sorted(secateur.__all__)
+    for name in secateur.__all__:
+        assert getattr(secateur, name).__doc__ or name == "METHODS"
+
+
+def test_every_error_is_public_and_stands_in_the_drawn_tree():
+    for name in errors.__all__:
+        assert name in secateur.__all__
+        assert name in errors.__doc__
+
+
+def test_importing_the_package_or_asking_for_help_does_not_load_torch():
+    for statement in ("import secateur", "from secateur.cli import main; main(['--help'])"):
+        check = f"{statement}\nimport sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", check], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_its_name_its_paper_and_a_page(name):
+    method = METHODS[name]
+    assert method.name == name
+    assert method.paper
+    page = ROOT / "docs" / "methods" / f"{name.removesuffix('-published')}.md"
+    assert f"`{name}`" in page.read_text(encoding="utf-8")
+
+
+def test_the_tables_in_the_docs_are_those_made_from_the_result_files():
+    spec = importlib.util.spec_from_file_location("benchmark_elder", ROOT / "benchmarks" / "elder.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    page = benchmark.PAGE.read_text(encoding="utf-8")
+    assert benchmark.with_tables(page) == page
+    assert page.count("| `sleb` |") >= 1, "the choosing table is empty"
