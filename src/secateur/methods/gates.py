@@ -11,8 +11,9 @@ what removing the layer costs, given the draws of all the others:
 
     F(s) = E[L(z)], z[l] ~ Bernoulli(s[l]);   −∂F/∂s[l] = E[L(z[l]=0) − L(z[l]=1)] = −E over u ~ U(0, 1) of ∂L/∂z[l] at u
 
-The weights climb along a running mean of these costs and are projected onto `0 ≤ s ≤ 1, Σs = budget` after each step, the
-budget falling from all layers to those that stay.
+The weights climb along a running mean of these costs, which starts from what removing each layer alone costs, and are
+projected onto `0 ≤ s ≤ 1, Σs = budget` after each step, the budget falling from all layers to those that stay. A few more layers
+than are to go are nominated by their weights, and of these the calibration loss itself removes the cheapest, one by one.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from torch import Tensor
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder, GateKind, evaluating
 from secateur.errors import RequestError, TrainingDivergedError
-from secateur.methods.base import Run, next_token_loss
+from secateur.methods.base import Run, calibration_loss, next_token_loss
 from secateur.methods.sleb import removal_losses
 
 __all__ = ["Choice", "GateLearning", "choose_layers", "on_budget"]
 
 _ROW_TOKENS = 128
 _ROWS_PER_STEP = 8
-_MEMORY = 0.95
+_MEMORY = 0.98
 """Of the running mean of the removal costs."""
 
 _LARGEST_COST = (1.0, 0.5)
@@ -62,6 +63,9 @@ class GateLearning:
     joint_rate: float = 0.25
     """Joint: how far a weight moves per nat of removal cost and step."""
 
+    measured_start: bool = True
+    """Joint: start from what removing each layer alone costs, one pass from each layer to the end, instead of from nothing."""
+
     explore: float = 0.25
     """Joint: share of the gates drawn uniformly, to measure what removal costs."""
 
@@ -83,7 +87,7 @@ class GateLearning:
     fixed_batch: bool = True
     """Greedy: whether every step sees all windows, or the next batch of them."""
 
-    shortlist: int = 9
+    shortlist: int = 5
     """How many layers compete for each place by the calibration loss itself: the weights nominate them; 1 trusts the weights."""
 
     def __post_init__(self) -> None:
@@ -110,7 +114,9 @@ class GateLearning:
         tried = 0.6 * self.shortlist * tokens if self.shortlist > 1 else 0.0
         if self.selection == "joint":
             trials = 0.6 * tokens * sum(drop + self.shortlist - 1 - done for done in range(drop))
-            return 2.2 * self.joint_steps * min(tokens, _ROWS_PER_STEP * _ROW_TOKENS) + (trials if tried else 0.0)
+            alone = (1 + 0.6 * num_layers) * tokens if self.measured_start else 0.0
+            learned = 2.2 * self.joint_steps * min(tokens, _ROWS_PER_STEP * _ROW_TOKENS)
+            return alone + learned + (trials if tried else 0.0)
         per_step = tokens if self.fixed_batch else min(tokens, data.batch_size * data.sequence_length)
         return sum(
             share * (2.2 * per_step * steps + tried) for share, steps in zip(left, self._steps(drop), strict=True)
@@ -228,8 +234,8 @@ def _jointly(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLear
     row_tokens = min(_ROW_TOKENS, data.sequence_length)
     rows = data.input_ids[:, : data.sequence_length // row_tokens * row_tokens].reshape(-1, row_tokens)
     weights = torch.ones(num_layers)
-    cost_sum, cost_count = torch.zeros(num_layers), torch.zeros(num_layers)
-    costs = torch.zeros(num_layers)
+    cost_sum, cost_count = _removed_alone(decoder, data, settings, run)
+    costs = cost_sum
     history: list[list[float]] = []
     with run.progress.track("learning the weights of all layers", steps) as advance:
         for step in range(steps):
@@ -262,6 +268,19 @@ def _best_of(decoder: Decoder, data: TokenBatches, listed: Sequence[int], drop: 
             order.append(min(losses, key=lambda layer: (losses[layer], layer)))
             advance(1)
     return order
+
+
+def _removed_alone(decoder: Decoder, data: TokenBatches, settings: GateLearning, run: Run) -> tuple[Tensor, Tensor]:
+    """What removing each layer alone costs, as so many draws: the sum of their costs, and their number (layers,)."""
+    layers = range(decoder.num_layers)
+    if not settings.measured_start:
+        return torch.zeros(len(layers)), torch.zeros(len(layers))
+    dense = calibration_loss(decoder, data, run)
+    with run.progress.track("removing each layer alone", len(layers) * len(data)) as advance:
+        losses = removal_losses(decoder, data, (), layers, run, advance)
+    costs = torch.tensor([losses[layer] - dense for layer in layers]).clamp(max=_LARGEST_COST[1])
+    draws = settings.explore * _ROWS_PER_STEP / (1 - _MEMORY)  # as many as the running mean remembers
+    return draws * costs, torch.full((len(layers),), draws)
 
 
 def _draw(weights: Tensor, num_rows: int, explore: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
