@@ -26,6 +26,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    strict: bool = False,
 ) -> Any:
     """Load a causal language model in evaluation mode.
 
@@ -35,6 +36,7 @@ def load_model(
         revision: the branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the model.
         device: where to put it; a GPU if there is one, else the CPU.
+        strict: refuse a checkpoint that holds weights the model has no place for.
 
     Raises:
         ModelError: if it cannot be read; the message says why and what to do.
@@ -65,6 +67,8 @@ def load_model(
         raise ModelError(
             f"{source} lacks {len(missing)} of the model's weights, '{missing[0]}' first; give a complete checkpoint"
         )
+    if strict and report["unexpected_keys"]:
+        raise ModelError(f"{source} holds a weight that the model has no place for: '{min(report['unexpected_keys'])}'")
     if getattr(model, "hf_device_map", None) is None:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model.eval()

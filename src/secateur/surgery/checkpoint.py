@@ -165,7 +165,7 @@ def prove_checkpoint(
             disagree.
     """
     try:
-        model = load_model(directory, trust_remote_code=trust_remote_code)
+        model = load_model(directory, trust_remote_code=trust_remote_code, strict=True)
         decoder = Decoder(model)
     except ModelError as error:
         raise ProofError(f"the written model cannot be used again, and nothing was kept: {error}") from error
