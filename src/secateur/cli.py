@@ -366,7 +366,8 @@ def _score(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     if plan.scores is not None:
         console.print(score_bars(plan.scores, plan.dropped))
     console.print(
-        f"{plan.method} would drop layers {', '.join(map(str, plan.dropped))}, in the order {', '.join(map(str, plan.order))}"
+        f"{plan.method} would drop layers {', '.join(map(str, plan.dropped))}, in the order {', '.join(map(str, plan.order))}",
+        soft_wrap=True,
     )
 
 
@@ -422,7 +423,8 @@ def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
     proof = record["proof"]
     console.print(
         f"proven: reloaded from disk, the logits of {proof['tokens']} tokens differ by at most {proof['max_difference']:.2g} "
-        f"from the model with the layers bypassed, and cached generation agrees with uncached"
+        f"from the model with the layers bypassed, and cached generation agrees with uncached",
+        soft_wrap=True,
     )
     console.print(f"the pruned model is in {path}; next: secateur eval {path} --data SPEC", soft_wrap=True)
 

@@ -14,7 +14,9 @@ from secateur.surgery.checkpoint import check_output
 __all__ = ["demo"]
 
 DROP = 6
+METHOD = Elder(gate_sequences=4, joint_steps=30, shortlist=3, learning_rate=1e-4, distil=0.5)
 TEXT = TextSettings(data="python-docs", num_sequences=64, num_eval_sequences=24)
+PROMPTS = ("The for statement is used to", "An exception is raised when", "The three states of matter are")
 
 
 def demo(
@@ -28,12 +30,13 @@ def demo(
     check_output(out, overwrite=overwrite)
     return prune(
         fetch_sample_model(progress=progress),
-        method=Elder(gate_sequences=4, joint_steps=30, shortlist=3),
+        method=METHOD,
         text=TEXT,
         target=Target(drop=DROP),
         out=out,
         overwrite=overwrite,
         seed=seed,
+        prompts=PROMPTS,
         progress=progress,
         command=command,
     )
