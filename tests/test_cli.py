@@ -396,7 +396,11 @@ def test_signal_leaves_nothing_half_written_and_exits_130(places: dict[str, str]
     words = ["prune", places["MODEL"], "--data", places["DATA"], "--drop=2", "--out=out", *SIZE]
     words += ["--elder.joint-steps=3", "--elder.steps=100000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "secateur", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "secateur", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  background jobs ignore it
     )
     try:
         assert process.stderr is not None

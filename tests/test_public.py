@@ -17,7 +17,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_public_names_are_sorted_and_each_can_be_imported():
-    assert secateur.__all__ == sorted(secateur.__all__, key=lambda name: (not name.isupper(), name.lower() == name, name))
+    assert secateur.__all__ == sorted(
+        secateur.__all__, key=lambda name: (not name.isupper(), name.lower() == name, name)
+    )
     assert sorted(secateur._HOME) == sorted(secateur.__all__)
     for name in secateur.__all__:
         assert getattr(secateur, name).__doc__ or name == "METHODS"

@@ -255,8 +255,11 @@ def _jointly(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLear
     values, ties = weights.tolist(), costs.tolist()
     listed = sorted(range(num_layers), key=lambda layer: (values[layer], ties[layer], layer))
     listed = listed[: min(drop + settings.shortlist - 1, num_layers)]
-    order = listed[:drop] if settings.shortlist == 1 else _best_of(decoder, data, listed, drop, run)
-    values = [0.0 if layer in order else value for layer, value in enumerate(values)]
+    if settings.shortlist == 1:
+        order = listed[:drop]
+    else:  # the loss may take others than the very lowest; the weights then say what was decided
+        order = _best_of(decoder, data, listed, drop, run)
+        values = [0.0 if layer in order else value for layer, value in enumerate(values)]
     return Choice(order, values, history[steps // 8 :: max(1, steps // 8)])
 
 
