@@ -144,8 +144,16 @@ def run_cell(source: str, texts: dict[str, str], cell: dict[str, Any]) -> dict[s
 def with_tables(page: str) -> str:
     """The page with the text between each pair of `<!-- table: NAME -->` … `<!-- end -->` made anew from the results."""
     results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))]
-    order = [cell["id"] for cell in json.loads(CELLS.read_text(encoding="utf-8"))]
-    results.sort(key=lambda result: order.index(result["id"]) if result["id"] in order else len(order))
+    cells = {cell["id"]: cell for cell in json.loads(CELLS.read_text(encoding="utf-8"))}
+    order = list(cells)
+    results = sorted(
+        (
+            {**cells[result["id"]], **result, "title": cells[result["id"]]["title"]}
+            for result in results
+            if result["id"] in cells
+        ),
+        key=lambda result: order.index(result["id"]),
+    )
 
     def made(match: re.Match[str]) -> str:
         return f"{match[1]}\n{table(match[2], results)}\n{match[3]}"
@@ -169,24 +177,30 @@ def table(name: str, results: list[dict[str, Any]]) -> str:
         head = [
             "what",
             "layers of",
-            "seconds",
+            "trained tokens",
             "before the cut",
             "validation",
             "test",
-            "of the best cut",
-            "of the best recovery",
+            "of best cut",
+            "of best recovery",
         ]
         cuts = [by_id[name] for name in ("sleb", "shortgpt") if name in by_id]
         cut = min(cuts, key=lambda result: result["validation"], default={})
-        recovered = [result for result in results if result.get("recovery")]
-        best = min(recovered, key=lambda result: result["validation"], default={})
         body = [
-            [row["title"], by_id[row["layers_from"]]["title"], f"{row['seconds']:.0f}", number(row.get("validation_before_cut")),
-             number(row.get("validation")), number(row.get("test")), ratio(row, cut), ratio(row, best)]
+            [row["title"], by_id[row["layers_from"]]["title"], f"{row['training_tokens']:,}", number(row.get("validation_before_cut")),
+             number(row.get("validation")), number(row.get("test")), ratio(row, cut), ratio(row, best_recovery(results, row))]
             for row in rows
         ]  # fmt: skip
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def best_recovery(results: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any]:
+    """The best of the recoveries that were trained on exactly as many tokens."""
+    equals = [
+        result for result in results if result.get("recovery") and result["training_tokens"] == row["training_tokens"]
+    ]
+    return min(equals, key=lambda result: result["validation"], default={})
 
 
 def cost(row: dict[str, Any]) -> str:
