@@ -187,10 +187,16 @@ def table(name: str, results: list[dict[str, Any]]) -> str:
         cuts = [by_id[name] for name in ("sleb", "shortgpt") if name in by_id]
         cut = min(cuts, key=lambda result: result["validation"], default={})
         body = [
-            [row["title"], by_id[row["layers_from"]]["title"], f"{row['training_tokens']:,}", number(row.get("validation_before_cut")),
-             number(row.get("validation")), number(row.get("test")), ratio(row, cut), ratio(row, best_recovery(results, row))]
+            [
+                row["title"],
+                by_id[row["layers_from"]]["title"],
+                f"{row['training_tokens']:,}",
+                *(number(row.get(text)) for text in ("validation_before_cut", "validation", "test")),
+                ratio(row, cut),
+                ratio(row, best_recovery(results, row)),
+            ]
             for row in rows
-        ]  # fmt: skip
+        ]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -210,7 +216,8 @@ def cost(row: dict[str, Any]) -> str:
     data: Any = SimpleNamespace(
         num_sequences=CALIBRATION_WINDOWS, sequence_length=WINDOW, num_tokens=CALIBRATION_WINDOWS * WINDOW, batch_size=4
     )
-    tokens = METHODS[row["method"]](**row["options"]).cost(len(row["scores"]), row["drop"], data).choose_tokens
+    method = METHODS[row["method"]](**row["options"])
+    tokens = method.cost(len(row["scores"]), row["drop"], data).choose_tokens
     return f"{tokens / 1000:.0f}"
 
 

@@ -102,7 +102,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out OUT --drop 2 --elder.lambda-1 abc": ("--elder.lambda-1: expects float, not 'abc'", "--help"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.train half": ("'half'", "'full', 'lora'"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.absorb yes": ("--elder.absorb", "'map', 'projection'] or null"),
-    "prune MODEL --data DATA --out OUT --drop 2 --elder.steps -3": ("steps must be above 0", "not -3"),
+    "prune MODEL --data DATA --out OUT --drop 2 --elder.steps -3": ("steps must be 0 or more", "not -3"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.weight-decay -1": ("weight_decay must be 0 or more", "not -1"),
     'prune MODEL --data DATA --out OUT --drop 2 --elder.trainer {"nope":1}': ("no option 'nope'", "TrainingArguments"),
     "prune MODEL --data DATA --out OUT --drop 2 --sleb.sequences 4": ("--sleb.sequences is a setting of sleb", "--method sleb"),

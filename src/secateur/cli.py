@@ -422,8 +422,8 @@ def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
         console.print(f"perplexity just before the cut {before:.2f}, just after it {after:.2f}")
     proof = record["proof"]
     console.print(
-        f"proven: reloaded from disk, the logits of {proof['tokens']} tokens differ by at most {proof['max_difference']:.2g} "
-        f"from the model with the layers bypassed, and cached generation agrees with uncached",
+        f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} of those\n"
+        "of the model with the layers bypassed, and cached generation agrees with uncached",
         soft_wrap=True,
     )
     console.print(f"the pruned model is in {path}; next: secateur eval {path} --data SPEC", soft_wrap=True)
