@@ -15,10 +15,10 @@ from pathlib import Path
 README = Path(__file__).parent.parent / "README.md"
 
 COMMANDS = {
-    "prune": "secateur prune MODEL --method shortgpt --data python-docs --drop 20% --out smaller",
-    "score": "secateur score MODEL --method shortgpt --data python-docs --drop 25%",
+    "prune": "secateur prune MODEL --method shortgpt --data python-docs --num-sequences 16 --drop 20% --out smaller",
+    "score": "secateur score MODEL --method shortgpt --data python-docs --num-sequences 16 --drop 25%",
     "eval": "secateur eval MODEL smaller --data python-docs --num-sequences 16",
-    "config": "secateur prune MODEL --config run.yaml --drop 2 --out smaller-too",
+    "config": "secateur prune MODEL --config run.yaml --layers 12-14 --out smaller-too",
     "python": "python example.py",
 }
 """What runs, in one temporary directory, in this order; MODEL stands for the checkpoint."""

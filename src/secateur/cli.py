@@ -422,7 +422,8 @@ def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
         console.print(f"perplexity just before the cut {before:.2f}, just after it {after:.2f}")
     proof = record["proof"]
     console.print(
-        f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} of those\n"
+        f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} "
+        "of those\n"
         "of the model with the layers bypassed, and cached generation agrees with uncached",
         soft_wrap=True,
     )
