@@ -29,7 +29,7 @@ def main(checkpoint: str, names: list[str]) -> None:
     text = README.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "run.yaml").write_text(_block(text, "yaml"), encoding="utf-8")
-        example = _block(text, "python").replace("secateur-demo", "smaller")
+        example = _block(text, "python").replace("secateur-demo", "MODEL")
         (Path(folder) / "example.py").write_text(example, encoding="utf-8")
         (Path(folder) / "MODEL").symlink_to(Path(checkpoint).absolute())
         for name, command in COMMANDS.items():
