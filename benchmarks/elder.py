@@ -106,7 +106,7 @@ def run_cell(source: str, texts: dict[str, str], cell: dict[str, Any]) -> dict[s
     method = METHODS[cell["method"]](**cell.get("options", {}))
     result: dict[str, Any] = {
         "versions": versions(),
-        "calibration": calibration.describe(),
+        "calibration": {**calibration.describe(), "spec": Path(texts["train"]).name},
         "options": method.options(),
     }
 
