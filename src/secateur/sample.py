@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import OutputError, RequestError, RunError, WriteError
+from secateur.loading import quiet_transformers
 from secateur.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -249,19 +250,14 @@ def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory
 def _quiet_transformers() -> Iterator[None]:
     """No bars and no chatter of transformers; as before afterwards."""
     from transformers import modeling_gguf_pytorch_utils as reader
-    from transformers.utils import logging
 
-    bars, verbosity, reader_bar = logging.is_progress_bar_enabled(), logging.get_verbosity(), reader.tqdm
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    reader_bar = reader.tqdm
     reader.tqdm = partial(reader_bar, disable=True)  # the one bar that transformers' own switch leaves on
     try:
-        yield
+        with quiet_transformers():
+            yield
     finally:
         reader.tqdm = reader_bar
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _publish(built: Path, target: Path) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from secateur.decoder import evaluating
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -17,14 +19,8 @@ __all__ = ["inference", "input_device"]
 @contextmanager
 def inference(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode and no gradients; each module's mode is given back, also on error."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), torch.inference_mode():
+        yield
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -14,7 +14,6 @@ recomputed after each run; α can be chosen on the last eighth of the tokens; su
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ from secateur.errors import RunError, UnsupportedModelError
 from secateur.progress import Progress, Silent
 
 __all__ = ["AbsorbForm", "absorb_", "runs"]
-
-logger = logging.getLogger(__name__)
 
 AbsorbForm = Literal["map", "projection"]
 
