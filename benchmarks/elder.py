@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import re
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from cells import load_results, markdown, run_cells, with_tables  # noqa: E402  (a script beside this one)
+
 RESULTS = HERE / "results" / "elder"
 CELLS = HERE / "elder_cells.json"
 PAGE = HERE.parent / "docs" / "methods" / "elder.md"
@@ -40,40 +43,13 @@ def main() -> None:
     commands.add_parser("tables")
     options = parser.parse_args()
     if options.command == "run":
-        run_cells(options.model, options.data, options.only)
+        texts = {name: find_text(options.data, name) for name in ("train", "validation", "test")}
+        run_cells(CELLS, RESULTS, lambda cell: run_cell(options.model, texts, cell), options.only)
     else:
-        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        PAGE.write_text(made_anew(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 # ---- running -----------------------------------------------------------------------------------------------------------
-
-
-def run_cells(model: str, data: Path, only: list[str] | None) -> None:
-    """Do what is not done yet, in the order of the file."""
-    import torch
-
-    from secateur.plan import write_json
-
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    texts = {name: find_text(data, name) for name in ("train", "validation", "test")}
-    while cell := next_cell(only):
-        target = RESULTS / f"{cell['id']}.json"
-        print(f"{time.strftime('%H:%M:%S')} {cell['id']} …", flush=True)
-        result = run_cell(model, texts, cell)
-        result["machine"] = {"processor": platform.machine(), "threads": torch.get_num_threads()}
-        write_json(target, {**cell, **result})
-        print(
-            f"{time.strftime('%H:%M:%S')} {json.dumps({k: v for k, v in result.items() if k != 'history'})[:400]}",
-            flush=True,
-        )
-
-
-def next_cell(only: list[str] | None) -> dict[str, Any] | None:
-    """The first cell without a result; the file is read anew each time, so that cells can be added meanwhile."""
-    for cell in json.loads(CELLS.read_text(encoding="utf-8")):
-        if not (RESULTS / f"{cell['id']}.json").exists() and (not only or cell["id"] in only):
-            return dict(cell)
-    return None
 
 
 def find_text(data: Path, split: str) -> str:
@@ -141,24 +117,10 @@ def run_cell(source: str, texts: dict[str, str], cell: dict[str, Any]) -> dict[s
 # ---- tables ------------------------------------------------------------------------------------------------------------
 
 
-def with_tables(page: str) -> str:
-    """The page with the text between each pair of `<!-- table: NAME -->` … `<!-- end -->` made anew from the results."""
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))]
-    cells = {cell["id"]: cell for cell in json.loads(CELLS.read_text(encoding="utf-8"))}
-    order = list(cells)
-    results = sorted(
-        (
-            {**cells[result["id"]], **result, "title": cells[result["id"]]["title"]}
-            for result in results
-            if result["id"] in cells
-        ),
-        key=lambda result: order.index(result["id"]),
-    )
-
-    def made(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{table(match[2], results)}\n{match[3]}"
-
-    return re.sub(r"(<!-- table: (\w+) -->)\n.*?(<!-- end -->)", made, page, flags=re.DOTALL)
+def made_anew(page: str) -> str:
+    """The page with its tables made from the results."""
+    results = load_results(CELLS, RESULTS)
+    return with_tables(page, lambda name: table(name, results))
 
 
 def table(name: str, results: list[dict[str, Any]]) -> str:
@@ -197,8 +159,7 @@ def table(name: str, results: list[dict[str, Any]]) -> str:
             ]
             for row in rows
         ]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(head, body)
 
 
 def best_recovery(results: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any]:

@@ -64,3 +64,19 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_llama().save_pretrained(directory)
     ascii_tokenizer().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    """Four layers of random weights with a context of 64 tokens, shorter than the tokenizer's."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        max_position_embeddings=64,
+    )
+    return LlamaForCausalLM(config).eval()

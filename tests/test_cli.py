@@ -66,7 +66,7 @@ def one_line(captured: Any) -> str:
 # words after MODEL, DATA and OUT are filled in → what the line must name, what to do
 WRONG: dict[str, tuple[str, str]] = {
     "prnue MODEL": ("unknown command 'prnue'", "did you mean 'prune'"),
-    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, eval"),
+    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, eval"),
     "prune": ("missing MODEL, --data, --out", "see secateur prune --help"),
     "prune MODEL --data DATA --drop 2": ("missing --out", "--help"),
     "prune MODEL --data DATA --out OUT --drop 2 --method eldr": ("unknown method 'eldr'", "did you mean 'elder'"),
@@ -424,3 +424,13 @@ def wait_for(readline: Callable[[], str], what: str) -> str:
         assert line, f"it ended without '{what}':\n{seen}"
         seen += line
     return seen
+
+
+@pytest.mark.parametrize("name", ["elder-published", "shortened-ppl"])
+def test_a_method_whose_name_has_a_dash_runs_with_its_settings(name, tiny_checkpoint, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 60, encoding="utf-8")
+    option = ["--elder-published.first-steps", "1"] if name.startswith("elder") else ["--shortened-ppl.sequences", "2"]
+    command = ["score", str(tiny_checkpoint), "--method", name, "--data", str(text), "--drop", "2", "--json", "--quiet"]
+    assert main([*command, "--sequence-length", "16", "--num-sequences", "8", *option]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == name

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur as sc
-from secateur import pipeline
+from secateur import pipeline, stages
 from secateur.data import TokenBatches, evaluation_windows
 from secateur.errors import OutputError, PlanError, RequestError, TrainingDivergedError, WriteError
 from secateur.evaluation.perplexity import perplexity
@@ -185,15 +185,15 @@ def test_target_must_be_exactly_one(given: dict[str, Any], named: str) -> None:
 STAGES = {
     "load": (pipeline, "load_tokenizer"),
     "preflight": (pipeline, "preflight"),
-    "measure": (pipeline, "perplexity"),
+    "measure": (stages, "perplexity"),
     "choose": (Elder, "plan"),
     "prepare": (Elder, "prepare_"),
-    "cut": (pipeline, "remove_layers_"),
-    "save": (pipeline, "save_checkpoint"),
-    "prove": (pipeline, "prove_checkpoint"),
-    "sizes": (pipeline, "_sizes"),
+    "cut": (stages, "remove_layers_"),
+    "save": (stages, "save_checkpoint"),
+    "prove": (stages, "prove_checkpoint"),
+    "sizes": (pipeline, "sizes"),
     "record": (pipeline, "run_record"),
-    "card": (pipeline, "model_card"),
+    "card": (stages, "model_card"),
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from secateur.cli import show_pruned
+from secateur.report.console import show_pruned
 
 
 def main(record: str) -> None:

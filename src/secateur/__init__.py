@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secateur.data import TokenBatches
+    from secateur.data.examples import Examples, load_examples
+    from secateur.data.task import TaskSettings
     from secateur.decoder import Decoder
     from secateur.errors import (
         DataError,
@@ -27,13 +29,22 @@ if TYPE_CHECKING:
     )
     from secateur.evaluation.perplexity import perplexity
     from secateur.methods import METHODS
-    from secateur.pipeline import Target, TextSettings, elder, prune, score
+    from secateur.pipeline import elder, prune, score
     from secateur.plan import LayerScores, PruningPlan
+    from secateur.request import Target, TextSettings
     from secateur.surgery.live import remove_layers_
+    from secateur.surgery.merge import merge_layers_
+    from secateur.training.igia import IGIA, IGIACallback
+    from secateur.training.supervised import FineTuning
+    from secateur.tuning import gradpruner, tune
 
 _HOME = {
     "DataError": "errors",
     "Decoder": "decoder",
+    "Examples": "data.examples",
+    "FineTuning": "training.supervised",
+    "IGIA": "training.igia",
+    "IGIACallback": "training.igia",
     "LayerScores": "plan",
     "METHODS": "methods",
     "ModelError": "errors",
@@ -44,23 +55,32 @@ _HOME = {
     "RequestError": "errors",
     "RunError": "errors",
     "SecateurError": "errors",
-    "Target": "pipeline",
-    "TextSettings": "pipeline",
+    "Target": "request",
+    "TextSettings": "request",
     "TokenBatches": "data",
     "TrainingDivergedError": "errors",
     "UnsupportedModelError": "errors",
     "WriteError": "errors",
+    "TaskSettings": "data.task",
     "elder": "pipeline",
+    "gradpruner": "tuning",
+    "load_examples": "data.examples",
+    "merge_layers_": "surgery.merge",
     "perplexity": "evaluation.perplexity",
     "prune": "pipeline",
     "remove_layers_": "surgery.live",
     "score": "pipeline",
+    "tune": "tuning",
 }
 
 __all__ = [
+    "IGIA",
     "METHODS",
     "DataError",
     "Decoder",
+    "Examples",
+    "FineTuning",
+    "IGIACallback",
     "LayerScores",
     "ModelError",
     "OutputError",
@@ -71,16 +91,21 @@ __all__ = [
     "RunError",
     "SecateurError",
     "Target",
+    "TaskSettings",
     "TextSettings",
     "TokenBatches",
     "TrainingDivergedError",
     "UnsupportedModelError",
     "WriteError",
     "elder",
+    "gradpruner",
+    "load_examples",
+    "merge_layers_",
     "perplexity",
     "prune",
     "remove_layers_",
     "score",
+    "tune",
 ]
 
 __version__ = version("secateur")

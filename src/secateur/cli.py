@@ -6,6 +6,7 @@ on the way; 130 interrupted. Heavy imports are inside the commands, so that `--h
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -29,6 +30,7 @@ _COMMANDS = {
     "demo": "the whole thing on a sample model, in minutes, offline after the first fetch",
     "score": "decide only: a score for each layer, and which would go",
     "prune": "make a smaller checkpoint: choose layers, prepare, cut, prove, measure",
+    "tune": "fine-tune on a task, pruned on the way: score, merge, cut, fine-tune, prove, measure",
     "eval": "measure the perplexity of one or more models on the same text",
 }
 
@@ -36,14 +38,13 @@ _USAGE = {
     "demo": "[--out DIR] [OPTIONS]",
     "score": "MODEL --data SPEC [--method NAME] [--drop N] [OPTIONS]",
     "prune": "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST) [--method NAME] [OPTIONS]",
+    "tune": "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST) [--train full|lora] [OPTIONS]",
     "eval": "MODEL [MODEL ...] --data SPEC [OPTIONS]",
 }
 
 _MOST_LAYERS = 10_000  # in one range; more than any model has
 
 _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
-
-_TEXT_SETTINGS = ("data", "eval_data", "sequence_length", "num_sequences", "num_eval_sequences", "batch_size")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _failed(error: BaseException, debug: bool) -> int:
     """Say in one line what happened; the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        _say("interrupted: nothing half-written is left; run the same command again to start over")
+        _say(
+            f"interrupted: {_one_line(error) if error.args else 'nothing half-written is left; run the same command again to start over'}"
+        )
         return 130
     if isinstance(error, BrokenPipeError):
         return 1
@@ -162,7 +165,7 @@ def _parser(command: str) -> ArgumentParser:
 
 def _add_common(parser: ArgumentParser, command: str) -> None:
     from secateur.methods import METHODS
-    from secateur.pipeline import TextSettings
+    from secateur.request import TextSettings
 
     if command == "eval":
         parser.add_argument("models", nargs="+", metavar="MODEL", help="hub id or local directory")
@@ -172,8 +175,12 @@ def _add_common(parser: ArgumentParser, command: str) -> None:
         parser.add_argument("--batch_size", type=int, default=4, help="windows per forward pass")
     else:
         parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
-        parser.add_argument("--method", type=str, default="elder", help=f"one of {', '.join(METHODS)}")
-        parser.add_class_arguments(TextSettings, None)
+        default = "gradpruner" if command == "tune" else "elder"
+        parser.add_argument("--method", type=str, default=default, help=f"one of {', '.join(METHODS)}")
+        if command == "tune":
+            _add_task(parser)
+        else:
+            parser.add_class_arguments(TextSettings, None)
         for name, method in METHODS.items():
             parser.add_class_arguments(method, name, help=f"settings of {name} ({method.paper})", skip=set())
         parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
@@ -181,7 +188,7 @@ def _add_common(parser: ArgumentParser, command: str) -> None:
             "--precision", choices=["auto", "fp32", "bf16"], default="auto",
             help="of the passes while choosing and preparing; auto is bf16 where the device has it natively",
         )  # fmt: skip
-    if command == "prune":
+    if command in ("prune", "tune"):
         parser.add_argument("--drop", type=str, help="how many layers go: a count (8) or a share (25%)")
         parser.add_argument("--target_params", type=str, help="parameters to be left: a share (75%)")
         parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
@@ -195,6 +202,21 @@ def _add_common(parser: ArgumentParser, command: str) -> None:
     )
     parser.add_argument("--revision", type=str, help="branch, tag or commit of a hub id")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+
+
+def _add_task(parser: ArgumentParser) -> None:
+    from secateur.data.task import TaskSettings
+    from secateur.training.supervised import FineTuning
+
+    parser.add_class_arguments(TaskSettings, None)
+    parser.add_class_arguments(FineTuning, None)
+    parser.add_argument(
+        "--metric", choices=["auto", "accuracy", "perplexity", "generation"], default="auto",
+        help="what is measured; auto is accuracy where there are options to choose among, else perplexity of the completion",
+    )  # fmt: skip
+    parser.add_argument("--merge_adapters", action="store_true", help="with --train lora, write one plain checkpoint")
+    parser.add_argument("--tune_dense", action="store_true", help="fine-tune the dense model alike, for comparison")
+    parser.add_argument("--resume", action="store_true", help="go on with the run to --out that was interrupted")
 
 
 def _with_underscores(word: str) -> str:
@@ -292,30 +314,48 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 
 def _prune(options: dict[str, Any], progress: Any, words: list[str]) -> None:
-    from secateur.pipeline import Target, prune
+    from secateur.pipeline import prune
 
-    share = options["target_params"]
-    target = Target(
-        drop=None if options["drop"] is None else parse_amount(options["drop"], "--drop"),
-        target_params=None if share is None else _share(share),
-        layers=None if options["layers"] is None else parse_layers(options["layers"]),
-    )
     result = prune(
         options["model"],
         method=_method(options),
         text=_text(options),
-        target=target,
+        target=_target(options),
         out=options["out"],
         overwrite=options["overwrite"],
-        dtype=options["dtype"],
-        precision=options["precision"],
-        revision=options["revision"],
-        trust_remote_code=options["trust_remote_code"],
-        seed=options["seed"],
+        **_loading(options),
         progress=progress,
         command=words,
     )
     _report(result, as_json=options["json"])
+
+
+def _tune(options: dict[str, Any], progress: Any, words: list[str]) -> None:
+    from secateur.data.task import TaskSettings
+    from secateur.report.console import results_console, show_tuned
+    from secateur.training.supervised import FineTuning
+    from secateur.tuning import tune
+
+    result = tune(
+        options["model"],
+        task=_settings(TaskSettings, options),
+        target=_target(options),
+        out=options["out"],
+        method=_method(options),
+        tuning=_settings(FineTuning, options),
+        metric=options["metric"],
+        merge_adapters=options["merge_adapters"],
+        tune_dense=options["tune_dense"],
+        overwrite=options["overwrite"],
+        resume=options["resume"],
+        **_loading(options),
+        progress=progress,
+        command=words,
+    )
+    if options["json"]:
+        _print_json({"out": str(result.path), **result.record})
+    else:
+        show_tuned(result.record, str(result.path), results_console())
 
 
 def _demo(options: dict[str, Any], progress: Any, words: list[str]) -> None:
@@ -340,11 +380,7 @@ def _score(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         method=_method(options),
         text=_text(options),
         drop=parse_amount(options["drop"], "--drop"),
-        dtype=options["dtype"],
-        precision=options["precision"],
-        revision=options["revision"],
-        trust_remote_code=options["trust_remote_code"],
-        seed=options["seed"],
+        **_loading(options),
         progress=progress,
     )
     if out is not None:
@@ -396,51 +432,43 @@ def _report(result: Any, *, as_json: bool) -> None:
     if as_json:
         _print_json({"out": str(result.path), **result.record})
         return
-    from secateur.report.console import results_console
+    from secateur.report.console import results_console, show_pruned
 
     show_pruned(result.record, str(result.path), results_console())
-
-
-def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
-    """Print what `prune` and `demo` end with: scores, texts, dense against pruned, the proof, what to do next.
-
-    Args:
-        record: the run's record.
-        path: where the checkpoint is.
-        console: a rich console.
-    """
-    from secateur.report.console import comparison_table, generations_table, score_bars
-
-    if record["scores"] is not None:
-        console.print(score_bars(record["scores"], record["dropped"]))
-    if record["generations"]:
-        console.print(generations_table(**record["generations"]))
-    console.print(comparison_table(record["metrics"]))
-    before = (record["preparation"] or {}).get("perplexity_before_cut")
-    if before is not None:
-        after = record["metrics"]["pruned"]["perplexity"]
-        console.print(f"perplexity just before the cut {before:.2f}, just after it {after:.2f}")
-    proof = record["proof"]
-    console.print(
-        f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} "
-        "of those\n"
-        "of the model with the layers bypassed, and cached generation agrees with uncached",
-        soft_wrap=True,
-    )
-    console.print(f"the pruned model is in {path}; next: secateur eval {path} --data SPEC", soft_wrap=True)
 
 
 def _method(options: dict[str, Any]) -> Any:
     from secateur.methods import method_named
 
     method_named(options["method"])
-    return options[options["method"]]
+    return options[options["method"].replace("-", "_")]  # as the parser stores it
 
 
 def _text(options: dict[str, Any]) -> Any:
-    from secateur.pipeline import TextSettings
+    from secateur.request import TextSettings
 
-    return TextSettings(**{name: options[name] for name in _TEXT_SETTINGS})
+    return _settings(TextSettings, options)
+
+
+def _settings(of: Any, options: dict[str, Any]) -> Any:
+    """A dataclass of settings from the options that are called like its fields."""
+    return of(**{field.name: options[field.name] for field in dataclasses.fields(of)})
+
+
+def _loading(options: dict[str, Any]) -> dict[str, Any]:
+    """How models are loaded and run, alike in all commands."""
+    return {name: options[name] for name in ("dtype", "precision", "revision", "trust_remote_code", "seed")}
+
+
+def _target(options: dict[str, Any]) -> Any:
+    from secateur.request import Target
+
+    share = options["target_params"]
+    return Target(
+        drop=None if options["drop"] is None else parse_amount(options["drop"], "--drop"),
+        target_params=None if share is None else _share(share),
+        layers=None if options["layers"] is None else parse_layers(options["layers"]),
+    )
 
 
 def _share(text: str) -> float:

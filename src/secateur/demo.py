@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secateur.methods.elder import Elder
-from secateur.pipeline import Pruned, Target, TextSettings, prune
+from secateur.pipeline import prune
 from secateur.progress import Progress
+from secateur.request import Pruned, Target, TextSettings
 from secateur.sample import fetch_sample_model
 from secateur.surgery.checkpoint import check_output
 

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -136,6 +136,9 @@ class PruningPlan:
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where the choice came from: model, data, seed, versions, how it went."""
 
+    evidence: Any = field(default=None, compare=False, repr=False)
+    """What the method keeps in memory for its own second stage; never written."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", tuple(int(layer) for layer in self.order))
         count_to_drop(len(self.order), self.num_layers)
@@ -160,7 +163,8 @@ class PruningPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically."""
-        body = asdict(self)
+        body = asdict(replace(self, evidence=None))
+        del body["evidence"]
         body["dropped"] = list(self.dropped)
         body["scores"] = None if self.scores is None else list(self.scores)
         write_json(path, body)

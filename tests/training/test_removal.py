@@ -16,6 +16,7 @@ from secateur.data import TokenBatches
 from secateur.decoder import Activations, Decoder
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.training.removal import RemovalTraining, identity_penalty, train_towards_removal_
+from tiny_families import build
 
 GONE = [1, 4]
 SGD: dict[str, Any] = {"optim": "sgd"}
@@ -295,10 +296,40 @@ def test_interrupted_adapters_are_taken_off_and_weights_are_as_before(decoder: D
     assert all(torch.equal(weight, start[name]) for name, weight in decoder.model.named_parameters())
 
 
+# ---- a part of the model --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "behind"),
+    [
+        ("llama", {"model.norm.weight", "lm_head.weight"}),
+        ("gpt2", {f"transformer.{name}" for name in ("ln_f.weight", "ln_f.bias", "wte.weight")}),  # a tied head
+        ("opt", {f"model.decoder.{norm}" for norm in ("final_layer_norm.weight", "final_layer_norm.bias")}
+            | {"model.decoder.embed_tokens.weight"}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_partial_training_changes_the_last_layers_that_stay_and_what_runs_behind_them(
+    family: str, behind: set[str], windows: TokenBatches, checkpointing: bool
+) -> None:
+    decoder = Decoder(build(family))
+    few = TokenBatches(windows.input_ids % 60 + 3, 2, "made up")
+    start = weights_of(decoder.model)
+    settings = {"train": "partial", "partial_layers": 2, "fade_over": 0.0, "steps": 2, "learning_rate": 1e-2}
+    train(decoder, few, **settings, trainer={CHECKPOINTING: checkpointing})
+    changed = {name for name, weight in decoder.model.named_parameters() if not torch.equal(weight, start[name])}
+    last = {name for name in start if name.startswith((f"{decoder.path}.3.", f"{decoder.path}.5."))}
+    assert changed >= behind
+    assert changed <= behind | last
+    assert {f"{decoder.path}.{layer}" for layer in (3, 5)} == {
+        ".".join(name.split(".")[: decoder.path.count(".") + 2]) for name in changed - behind
+    }
+
+
 # ---- what is given back ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["full", "lora"])
+@pytest.mark.parametrize("how", ["full", "lora", "partial"])
 def test_configuration_and_trainability_are_given_back(decoder: Decoder, windows: TokenBatches, how: Any) -> None:
     decoder.model.model.embed_tokens.requires_grad_(False)
     config, generation = decoder.model.config.to_dict(), decoder.model.generation_config.to_dict()
@@ -330,7 +361,7 @@ def test_nothing_is_written_to_standard_output(
 # ---- a loss that is not finite ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["full", "lora"])
+@pytest.mark.parametrize("how", ["full", "lora", "partial"])
 @pytest.mark.parametrize("steps", [1, 6])
 def test_diverged_training_gives_back_the_last_good_weights(
     decoder: Decoder, windows: TokenBatches, how: Any, steps: int
@@ -382,6 +413,7 @@ def test_loss_that_turns_nan_later_gives_back_finite_weights_of_that_run(
         ({"learning_rate": 0.0}, "learning_rate must be above 0, not 0"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be 0 or more, not -1"),
         ({"lora_rank": 0}, "lora_rank must be above 0, not 0"),
+        ({"partial_layers": 0}, "partial_layers must be above 0, not 0"),
     ],
 )
 def test_setting_that_makes_no_sense_is_refused_with_its_value(wrong: dict[str, Any], message: str) -> None:

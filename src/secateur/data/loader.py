@@ -9,15 +9,27 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from secateur.errors import DataError
 
-__all__ = ["LOADERS", "TEXT_COLUMNS", "load_files", "load_hub"]
+__all__ = [
+    "LOADERS",
+    "TEXT_COLUMNS",
+    "Table",
+    "hub_splits",
+    "load_file_table",
+    "load_files",
+    "load_hub",
+    "load_hub_table",
+]
 
 logger = logging.getLogger(__name__)
+
+Taken = TypeVar("Taken")
 
 LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     # A byte order mark is no text; a .txt file is one document, its newlines kept ("\r\n" is read as "\n").
@@ -36,6 +48,23 @@ TEXT_COLUMNS = ("text", "content", "document", "sentence")
 _STRING_TYPES = ("string", "large_string", "string_view")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of named columns, in memory."""
+
+    source: str
+    """Where they came from; for messages."""
+
+    columns: tuple[str, ...]
+    """The names; every row has all of them."""
+
+    rows: list[dict[str, Any]] = field(repr=False)
+    """The rows in the order of their source; a value that is missing is None."""
+
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column of integers → what they stand for, where the source says so."""
+
+
 def load_files(files: Sequence[Path], *, column: str | None = None) -> list[str]:
     """Read local files that share one loader, in the order given.
 
@@ -48,6 +77,19 @@ def load_files(files: Sequence[Path], *, column: str | None = None) -> list[str]
     Raises:
         DataError: if a file cannot be decoded or parsed, or no column can be chosen.
     """
+    return _from_files(files, lambda table, source: _texts(table, source, column))
+
+
+def load_file_table(files: Sequence[Path]) -> Table:
+    """Read local files of tables that share one loader, as `load_files` does, with all their columns.
+
+    Raises:
+        DataError: if a file cannot be decoded or parsed.
+    """
+    return _from_files(files, _table)
+
+
+def _from_files(files: Sequence[Path], take: Callable[[Any, str], Taken]) -> Taken:
     import datasets
 
     loader, options = LOADERS[files[0].suffix.lower()]
@@ -57,13 +99,13 @@ def load_files(files: Sequence[Path], *, column: str | None = None) -> list[str]
             table = datasets.load_dataset(
                 loader, data_files=patterns, split="train", cache_dir=cache, keep_in_memory=True, **options
             )
-            return _texts(table, _shown(files), column)
+            return take(table, _shown(files))
     except DataError:
         raise
     except Exception as error:  # whatever the parsers raise means the same here: this file is no text
         if len(files) > 1:
             for file in files:  # name the file at fault
-                load_files([file], column=column)
+                _from_files([file], take)
         raise DataError(_unreadable(_shown(files), loader, error)) from error
 
 
@@ -93,15 +135,56 @@ def load_hub(
     Raises:
         DataError: if there is no such data set or split, the Hub cannot be reached, or no column can be chosen.
     """
+    source = {
+        "path": dataset,
+        "name": config,
+        "revision": revision,
+        "data_files": files,
+        "streaming": limit is not None,
+    }
+    return _from_hub(spec, splits, source, lambda table, shown: _texts(table, shown, column, limit=limit))
+
+
+def hub_splits(spec: str, *, dataset: str, config: str | None = None) -> list[str]:
+    """The names of the splits that a data set on the Hub has.
+
+    Args:
+        spec: what the user wrote; for messages.
+        dataset: its id, `owner/name`.
+        config: its configuration.
+
+    Raises:
+        DataError: if there is no such data set, or the Hub cannot be reached.
+    """
+    import datasets
+
+    try:
+        with _quiet():
+            return list(datasets.get_dataset_split_names(dataset, config))
+    except Exception as error:  # transport, Hub and parser errors alike
+        raise DataError(
+            f"cannot load {spec!r} from the Hub ({_reason(error)}); check the name (hub:owner/name/config:split) and the "
+            "connection, or give a local file"
+        ) from error
+
+
+def load_hub_table(spec: str, splits: Sequence[str], *, dataset: str, config: str | None = None) -> Table:
+    """Load the first of `splits` that a data set on the Hub has, as `load_hub` does, with all its columns.
+
+    Raises:
+        DataError: if there is no such data set or split, or the Hub cannot be reached.
+    """
+    source = {"path": dataset, "name": config, "streaming": False}
+    return _from_hub(spec, splits, source, _table)
+
+
+def _from_hub(spec: str, splits: Sequence[str], source: dict[str, Any], take: Callable[[Any, str], Taken]) -> Taken:
     import datasets
 
     split, *others = splits
     try:
         with _quiet():
-            table = datasets.load_dataset(
-                dataset, config, revision=revision, data_files=files, split=split, streaming=limit is not None
-            )
-            return _texts(table, repr(spec), column, limit=limit)
+            return take(datasets.load_dataset(**source, split=split), repr(spec))
     except DataError:
         raise
     except Exception as error:  # transport, Hub and parser errors alike: there is no text
@@ -114,8 +197,16 @@ def load_hub(
             )
             raise DataError(f"cannot load {spec!r} from the Hub ({_reason(error)}); {remedy}") from error
     logger.info("%s has no split %s; trying %s", spec, split, others[0])
-    return load_hub(
-        spec, others, dataset=dataset, config=config, revision=revision, files=files, column=column, limit=limit
+    return _from_hub(spec, others, source, take)
+
+
+def _table(table: Any, source: str) -> Table:
+    names = {column: getattr(feature, "names", None) for column, feature in (table.features or {}).items()}
+    return Table(
+        source=source,
+        columns=tuple(_columns(table)),
+        rows=list(table),
+        class_names={column: tuple(values) for column, values in names.items() if values},
     )
 
 

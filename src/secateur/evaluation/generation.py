@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["generations"]
+__all__ = ["generations", "greedy_settings", "settings_lent"]
 
 _SILENT = Silent()
 
@@ -47,9 +47,9 @@ def generations(
     if chat and not tokenizer.chat_template:
         raise RequestError("the tokenizer has no chat template; ask for plain continuations")
     texts = []
-    settings = _greedy(model, tokenizer, max_new_tokens)
+    settings = greedy_settings(model, tokenizer, max_new_tokens)
     description = "writing samples"
-    with inference(model), _settings(model, settings), progress.track(description, len(prompts)) as advance:
+    with inference(model), settings_lent(model, settings), progress.track(description, len(prompts)) as advance:
         for prompt in prompts:
             inputs = _encode(tokenizer, prompt, chat=chat)
             length = inputs["input_ids"].shape[1]
@@ -74,7 +74,10 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool) -> d
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
-def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+def greedy_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+) -> GenerationConfig:
+    """Settings for greedy continuations that end where the model, or else its tokenizer, says a text ends."""
     from transformers import GenerationConfig
 
     own = model.generation_config
@@ -93,7 +96,7 @@ def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_
 
 
 @contextmanager
-def _settings(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+def settings_lent(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
     """The model with other generation settings; `generate` would fill any gap in an argument from the model's own."""
     own = model.generation_config
     model.generation_config = settings

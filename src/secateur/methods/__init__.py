@@ -5,19 +5,34 @@ from __future__ import annotations
 import difflib
 
 from secateur.errors import RequestError
+from secateur.methods.angular import Angular
 from secateur.methods.base import Cost, Method, Run
 from secateur.methods.elder import Elder, ElderPublished
+from secateur.methods.gradpruner import GradPruner
+from secateur.methods.laco import Laco
+from secateur.methods.magnitude import Magnitude
 from secateur.methods.random_ import Random
+from secateur.methods.replaceme import ReplaceMe
+from secateur.methods.shortened import ShortenedPPL, ShortenedTaylor
 from secateur.methods.shortgpt import ShortGPT
 from secateur.methods.sleb import Sleb
+from secateur.methods.tail import Tail
 
 __all__ = ["METHODS", "Cost", "Method", "Run", "method_named"]
 
 METHODS: dict[str, type[Method]] = {
     "elder": Elder,
     "elder-published": ElderPublished,
+    "gradpruner": GradPruner,
     "shortgpt": ShortGPT,
+    "angular": Angular,
     "sleb": Sleb,
+    "shortened-ppl": ShortenedPPL,
+    "shortened-taylor": ShortenedTaylor,
+    "laco": Laco,
+    "replaceme": ReplaceMe,
+    "tail": Tail,
+    "magnitude": Magnitude,
     "random": Random,
 }
 

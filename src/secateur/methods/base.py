@@ -79,6 +79,28 @@ class Method(ABC):
             run: seed, precision, progress.
         """
 
+    def plan_on_task(
+        self,
+        decoder: Decoder,
+        rows: Any,  # noqa: ARG002  for methods that look at examples one by one
+        data: TokenBatches,
+        *,
+        drop: int,
+        run: Run | None = None,
+        total_steps: int | None = None,  # noqa: ARG002
+    ) -> PruningPlan:
+        """Choose `drop` layers for a fine-tuning; the model is as it was afterwards.
+
+        Args:
+            decoder: the dense model's layers.
+            rows: the training examples, as `secateur.training.supervised.rows_of` makes them.
+            data: windows of the same text.
+            drop: how many layers go.
+            run: seed, precision, progress.
+            total_steps: optimiser steps of the fine-tuning.
+        """
+        return self.plan(decoder, data, drop=drop, run=run)
+
     def prepare_(  # a method without a second stage
         self,
         decoder: Decoder,  # noqa: ARG002

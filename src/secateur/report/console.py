@@ -22,11 +22,15 @@ from secateur.report.comparison import MISSING, compared, format_count, format_n
 __all__ = [
     "RichProgress",
     "comparison_table",
+    "difference_in_words",
     "generations_table",
     "message_console",
     "perplexity_table",
     "results_console",
     "score_bars",
+    "show_pruned",
+    "show_tuned",
+    "task_table",
 ]
 
 
@@ -234,3 +238,101 @@ def perplexity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             str(row["window"]),
         )
     return table
+
+
+def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
+    """Print what `prune` and `demo` end with: scores, texts, dense against pruned, the proof, what to do next.
+
+    Args:
+        record: the run's record.
+        path: where the checkpoint is.
+        console: a rich console.
+    """
+    if record["scores"] is not None:
+        console.print(score_bars(record["scores"], record["dropped"]))
+    if record["generations"]:
+        console.print(generations_table(**record["generations"]))
+    console.print(comparison_table(record["metrics"]))
+    before = (record["preparation"] or {}).get("perplexity_before_cut")
+    if before is not None:
+        after = record["metrics"]["pruned"]["perplexity"]
+        console.print(f"perplexity just before the cut {before:.2f}, just after it {after:.2f}")
+    proof = record["proof"]
+    console.print(
+        f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} "
+        "of those\n"
+        "of the model with the layers bypassed, and cached generation agrees with uncached",
+        soft_wrap=True,
+    )
+    console.print(f"the pruned model is in {path}; next: secateur eval {path} --data SPEC", soft_wrap=True)
+
+
+def show_tuned(record: dict[str, Any], path: str, console: Any) -> None:
+    """Print what `tune` ends with: scores, the task's figures of dense and pruned, the proof, what to do next.
+
+    Args:
+        record: the run's record.
+        path: where the checkpoint is.
+        console: a rich console.
+    """
+    if record["scores"] is not None:
+        console.print(score_bars(record["scores"], record["dropped"]))
+    console.print(task_table(record["metrics"]))
+    for name, words in (("dense_tuned", "the dense model, fine-tuned alike"), ("dense", "the dense model")):
+        if name in record["comparison"]:
+            console.print(difference_in_words(record["metrics"], record["comparison"][name], words), soft_wrap=True)
+            break
+    proof = record["proof"]
+    console.print(
+        f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} "
+        "of those\nof the model that was trained, and cached generation agrees with uncached",
+        soft_wrap=True,
+    )
+    adapter = record["training"]["settings"]["train"] == "lora" and record["adapter"]
+    where = f"{path}, its adapter in {path}/adapter" if adapter else path
+    console.print(f"the pruned model is in {where}; next: secateur eval {path} --data SPEC", soft_wrap=True)
+
+
+def task_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+    """One row a model: layers, parameters, its figure on the task with the 95 % interval, and on how many items it stands.
+
+    Args:
+        metrics: the record's `metrics` of a fine-tuning: `dense`, `dense_tuned` if there is one, `pruned`.
+    """
+    figure = metrics["pruned"]["task"]["metric"].replace("_", " ")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("model")
+    for name in ("layers", "parameters", figure, "95 % interval", "items", "prefill tokens/s"):
+        table.add_column(name, justify="right")
+    names = {"dense": "dense, as it came", "dense_tuned": "dense, fine-tuned", "pruned": "pruned, fine-tuned"}
+    for key, name in names.items():
+        if key not in metrics:
+            continue
+        row, task = metrics[key], metrics[key]["task"]
+        speed = row.get("prefill_tokens_per_second")
+        low, high = task["interval"]
+        table.add_row(
+            name,
+            str(row["num_layers"]),
+            format_count(row["num_parameters"]),
+            f"{task['value']:.3f}" if task["value"] < 10 else format_number(task["value"]),
+            f"{low:.3f} to {high:.3f}" if high < 10 else f"{format_number(low)} to {format_number(high)}",
+            f"{task['num_items']:,}",
+            MISSING if speed is None else format_number(speed),
+        )
+    return table
+
+
+def difference_in_words(metrics: Mapping[str, Mapping[str, Any]], difference: Mapping[str, float], than: str) -> str:
+    """The pruned model against another on the same items, with the 95 % interval of the difference."""
+    task = metrics["pruned"]["task"]
+    scale, unit = (100, " points") if task["metric"] != "perplexity" else (1, "")
+    size, low, high = (scale * difference[name] for name in ("difference", "low", "high"))
+    if size:
+        better = "better" if (size > 0) == task["greater_is_better"] else "worse"
+        amount = f"{abs(size):.1f}" if abs(size) >= 0.05 else f"{abs(size):.1g}"
+        said = f"{amount}{unit} {better} than"
+    else:
+        said = "the same as"
+    verdict = ", more than chance explains" if low > 0 or high < 0 else ", which may be chance" if size else ""
+    return f"pruned and fine-tuned it is {said} {than} on the same items (95 %: {low:+.1f} to {high:+.1f}){verdict}"

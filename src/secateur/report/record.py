@@ -52,6 +52,9 @@ def run_record(
     proof: Mapping[str, Any] | None = None,
     preparation: Mapping[str, Any] | None = None,
     generations: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    comparison: Mapping[str, Any] | None = None,
+    adapter: bool = False,
 ) -> dict[str, Any]:
     """Everything needed to judge a run and to do it again, as plain JSON values.
 
@@ -72,6 +75,9 @@ def run_record(
         proof: what the reloaded checkpoint was held against, and how far off it was.
         preparation: how the weights were changed before the cut.
         generations: `prompts`, `dense` and `pruned`, lists of texts of equal length.
+        training: how the pruned model was fine-tuned, and how that went.
+        comparison: the pruned model's figure on a task less that of each other model, with its interval.
+        adapter: whether what was trained lies beside the checkpoint as an adapter.
     """
     record = {
         "secateur_version": _version("secateur"),
@@ -84,8 +90,11 @@ def run_record(
         "dropped": sorted(dropped),
         "scores": None if scores is None else [float(score) for score in scores],
         "preparation": preparation,
+        "training": training,
+        "adapter": adapter,
         "proof": proof,
         "metrics": {} if metrics is None else metrics,
+        "comparison": comparison,
         "generations": generations,
         "timings": {} if timings is None else timings,
         "peak_memory_bytes": peak_memory_bytes,

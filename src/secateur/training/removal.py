@@ -14,7 +14,6 @@ import copy
 import logging
 import math
 import tempfile
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,9 +25,10 @@ from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from secateur.data import TokenBatches
-from secateur.decoder import Activations, Decoder
+from secateur.decoder import Activations, Decoder, evaluating
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.progress import Progress, Silent
+from secateur.training.lora import attach_lora
 
 __all__ = ["RemovalTraining", "identity_penalty", "train_towards_removal_"]
 
@@ -54,8 +54,11 @@ class RemovalTraining:
     distil: float = 0.0
     """Weight of the distillation from the dense model, 0 to 1; the rest is next-token cross-entropy."""
 
-    train: Literal["full", "lora"] = "full"
-    """Train all weights, or low-rank adapters that are merged at the end."""
+    train: Literal["full", "lora", "partial"] = "full"
+    """Train all weights, low-rank adapters that are merged at the end, or the head, the final norm and the last layers alone."""
+
+    partial_layers: int = 3
+    """Partial: how many of the last layers that stay are trained."""
 
     lora_rank: int = 16
     """Rank of the adapters."""
@@ -92,7 +95,7 @@ class RemovalTraining:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise RequestError(f"{name} is a share, not {value:g}; choose 0..1")
-        for name in ("sequences_per_step", "micro_batch", "lora_rank", "lora_alpha", "learning_rate"):
+        for name in ("sequences_per_step", "micro_batch", "lora_rank", "lora_alpha", "learning_rate", "partial_layers"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise RequestError(f"{name} must be above 0, not {value:g}")
@@ -333,15 +336,15 @@ def _trainable(decoder: Decoder, dropped: Collection[int], settings: RemovalTrai
                 decoder.layers[layer].requires_grad_(False)
         yield decoder.model
         return
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    with warnings.catch_warnings():  # peft asks the model by a name that transformers is giving up
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        adapted = get_peft_model(decoder.model, config)
+    if settings.train == "partial":
+        decoder.model.requires_grad_(False)
+        stay = [layer for layer in range(decoder.num_layers) if layer not in dropped]
+        last = [decoder.layers[layer] for layer in stay[-settings.partial_layers :]]
+        for module in [*last, *_behind_the_layers(decoder)]:
+            module.requires_grad_(True)
+        yield decoder.model
+        return
+    adapted = attach_lora(decoder, rank=settings.lora_rank, alpha=settings.lora_alpha, seed=seed)
     try:
         yield adapted
     except KeyboardInterrupt:
@@ -351,6 +354,25 @@ def _trainable(decoder: Decoder, dropped: Collection[int], settings: RemovalTrai
         adapted.merge_and_unload()
         raise
     adapted.merge_and_unload()
+
+
+def _behind_the_layers(decoder: Decoder) -> list[nn.Module]:
+    """The modules with weights that run after the last layer, found by running the model: the final norm and the head.
+
+    A head that is tied to the embedding has the embedding's weight, so that is what is then trained.
+    """
+    found: list[nn.Module] = []
+    passed: list[bool] = []
+    inside = set(decoder.layers.modules())
+    with ExitStack() as stack:
+        stack.callback(decoder.layers[-1].register_forward_hook(lambda *_: passed.append(True)).remove)
+        for module in set(decoder.model.modules()) - inside:
+            if any(True for _ in module.parameters(recurse=False)):
+                see = module.register_forward_pre_hook(lambda seen, _: found.append(seen) if passed else None)
+                stack.callback(see.remove)
+        with evaluating(decoder.model), torch.no_grad():
+            decoder.logits(decoder.probe_ids())
+    return found
 
 
 def _arguments(
@@ -364,7 +386,7 @@ def _arguments(
         "gradient_accumulation_steps": settings.sequences_per_step // micro_batch,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "linear",
-        "warmup_steps": math.ceil(settings.warmup * settings.num_steps(batches)),
+        "warmup_steps": min(math.ceil(settings.warmup * settings.num_steps(batches)), settings.num_steps(batches) - 1),
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "bf16": precision is torch.bfloat16,

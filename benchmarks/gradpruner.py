@@ -1,0 +1,274 @@
+"""GradPruner on real tasks: does the model that was pruned on the way keep up with the dense one, fine-tuned alike?
+
+    python benchmarks/gradpruner.py run MODEL DATA     # DATA holds a folder a task with train.jsonl and test.jsonl
+    python benchmarks/gradpruner.py times MODEL        # time of a step and of inference, 30 against 24 and 18 layers, one run
+    python benchmarks/gradpruner.py tables             # rewrite the tables in docs/methods/gradpruner.md from the results
+
+`run` does every cell of `gradpruner_cells.json` that has no result yet, one JSON a cell in results/gradpruner/. Settings were
+chosen on the validation part of the training data (cells without `test`); the test data is measured in cells with it only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from cells import load_results, markdown, run_cells, with_tables  # noqa: E402  (a script beside this one)
+
+RESULTS = HERE / "results" / "gradpruner"
+TIMES = HERE / "results" / "gradpruner_times.json"
+CELLS = HERE / "gradpruner_cells.json"
+PAGE = HERE.parent / "docs" / "methods" / "gradpruner.md"
+
+EXAMPLES = {"num_train": 480, "num_validation": 150, "num_test": 300}
+TUNING: dict[str, Any] = {"epochs": 2, "batch_size": 8, "micro_batch": 8, "max_length": 256}
+RATES = {"full": 5e-5, "lora": 5e-4}
+
+VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # name: what the table says, method, options
+    "dense": ("dense", "", {}),
+    "gradpruner": ("`gradpruner`, 3 layers merged", "gradpruner", {}),
+    "no-merge": ("`gradpruner`, no merge", "gradpruner", {"merge": "none"}),
+    "merge-all": ("`gradpruner`, all layers merged", "gradpruner", {"merged_layers": None}),
+    "sign-igia": ("`gradpruner`, merge `sign-igia`", "gradpruner", {"merge": "sign-igia"}),
+    "norm": ("`gradpruner`, norms, no merge", "gradpruner", {"merge": "none", "reduction": "norm"}),
+    "absorb": ("`gradpruner`, absorb, no merge", "gradpruner", {"merge": "none", "absorb": "projection"}),
+    "absorb-merge": ("`gradpruner`, absorb, 3 layers merged", "gradpruner", {"absorb": "projection"}),
+    "shortgpt": ("`shortgpt`", "shortgpt", {}),
+    "shortgpt-absorb": ("`shortgpt`'s layers, absorb", "shortgpt", {"then": "absorb"}),
+    "tail": ("`tail`", "tail", {}),
+    "random": ("`random`", "random", {}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("model")
+    run.add_argument("data", type=Path)
+    run.add_argument("--only", nargs="*", help="ids of cells")
+    times = commands.add_parser("times")
+    times.add_argument("model")
+    commands.add_parser("tables")
+    options = parser.parse_args()
+    if options.command == "run":
+        run_cells(CELLS, RESULTS, lambda cell: run_cell(options.model, options.data, cell), options.only)
+    elif options.command == "times":
+        measure_times(options.model)
+    else:
+        PAGE.write_text(made_anew(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+# ---- running -----------------------------------------------------------------------------------------------------------
+
+
+def run_cell(source: str, data: Path, cell: dict[str, Any]) -> dict[str, Any]:
+    """Fine-tune one model, pruned on the way or not, on one task; measure it."""
+    from secateur.data.task import TaskSettings, windows_of
+    from secateur.decoder import Decoder
+    from secateur.evaluation.tasks import task_score
+    from secateur.loading import autocast_dtype, load_model, load_tokenizer
+    from secateur.methods import METHODS, Run
+    from secateur.report.record import versions
+    from secateur.surgery.absorb import absorb_
+    from secateur.surgery.live import remove_layers_
+    from secateur.training.supervised import FineTuning, fine_tune_, rows_of
+
+    seed = cell.get("seed", 0)
+    _, name, options = VARIANTS[cell["variant"]]
+    model, tokenizer = load_model(source, dtype="float32"), load_tokenizer(source)
+    decoder = Decoder(model)
+    folder = data / cell["task"]
+    task = TaskSettings(
+        data=str(folder / "train.jsonl"), test_data=str(folder / "test.jsonl"), **EXAMPLES
+    ).load(tokenizer, 0)  # fmt: skip
+    tuning = FineTuning(
+        train=cell["train"], **{"learning_rate": RATES[cell["train"]], **TUNING, **cell.get("tuning", {})}
+    )
+    rows = rows_of(task.train, model, tokenizer, max_length=tuning.max_length)
+    run = Run(seed=seed, precision=autocast_dtype("auto", decoder.device))
+    result: dict[str, Any] = {"versions": versions(), "data": _described(task), "tuning": vars(tuning).copy()}
+
+    start = time.perf_counter()
+    if name:
+        method = METHODS[name](
+            **{key: value for key, value in options.items() if key != "then"}, **cell.get("options", {})
+        )
+        windows = windows_of(task.train, tokenizer, sequence_length=256, num_sequences=128)
+        steps = tuning.num_steps(len(rows))
+        plan = method.plan_on_task(decoder, rows, windows, drop=cell["drop"], run=run, total_steps=steps)
+        result["order"], result["layers"] = list(plan.order), list(plan.dropped)
+        result["scores"], result["stability"] = list(plan.scores or ()), plan.provenance.get("stability")
+        result["merges"] = {str(layer): into for layer, into in plan.merges.items()}
+        if method.prepares:
+            method.prepare_(decoder, windows, plan, run=run)
+        if options.get("then") == "absorb":
+            absorb_(decoder, plan.dropped, windows, precision=run.precision)
+        remove_layers_(model, plan.dropped)
+    result["choosing_seconds"] = round(time.perf_counter() - start, 1)
+    result["validation_untuned"] = task_score(model, tokenizer, task.validation).value
+    with tempfile.TemporaryDirectory() as scratch:
+        tuned, training = fine_tune_(
+            Decoder(model), rows, settings=tuning, work=Path(scratch), precision=run.precision, seed=seed, save=False
+        )
+    result["training_seconds"] = training["seconds"]
+    result["loss"] = training["losses"][-1]["loss"]
+    result["validation"] = task_score(tuned, tokenizer, task.validation).value
+    if cell.get("test"):
+        test = task_score(tuned, tokenizer, task.test)
+        result["test"], result["test_interval"], result["test_items"] = test.value, list(test.interval), test.num_items
+        result["outcomes"] = [int(outcome) for outcome in test.outcomes]
+    return result
+
+
+def _described(task: Any) -> dict[str, Any]:
+    """Where the data lay says nothing; its fingerprint does."""
+    described: dict[str, Any] = task.describe()
+    for part in described.values():
+        part["spec"] = "/".join(Path(part["spec"]).parts[-2:])
+    return described
+
+
+def measure_times(source: str, rounds: int = 5) -> None:
+    """Step and inference times of the dense model and of 24 and 18 of its layers, in turn, so that noise hits all alike."""
+    import torch
+
+    from secateur.decoder import Decoder
+    from secateur.loading import autocast_dtype, load_model
+    from secateur.plan import write_json
+    from secateur.report.record import versions
+    from secateur.surgery.live import remove_layers_
+
+    models = {}
+    for drop in (0, 6, 12):
+        models[drop] = load_model(source, dtype="float32")
+        if drop:
+            remove_layers_(models[drop], range(8, 8 + drop))
+    device = Decoder(models[0]).device
+    ids = torch.randint(100, 40_000, (8, 64), generator=torch.Generator().manual_seed(0)).to(device)
+    autocast = torch.autocast(device.type, autocast_dtype("auto", device) or torch.bfloat16)
+    seconds: dict[str, dict[int, list[float]]] = {"training": {}, "inference": {}}
+
+    def timed(kind: str, drop: int) -> None:
+        model = models[drop]
+        start = time.perf_counter()
+        if kind == "training":
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+            with autocast:
+                loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            model.zero_grad(set_to_none=True)
+        else:
+            with torch.no_grad():
+                model(input_ids=ids, use_cache=False)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds[kind].setdefault(drop, []).append(time.perf_counter() - start)
+
+    for _ in range(rounds + 1):  # the first warms up
+        for kind in seconds:
+            for drop in models:
+                timed(kind, drop)
+    report: dict[str, Any] = {"versions": versions(), "tokens": ids.numel(), "rounds": rounds}
+    for kind, by_drop in seconds.items():
+        for drop in (6, 12):
+            ratios = [pruned / dense for pruned, dense in zip(by_drop[drop][1:], by_drop[0][1:], strict=True)]
+            report[f"{kind}_{drop}"] = {
+                "median": statistics.median(ratios), "least": min(ratios), "most": max(ratios),
+                "seconds": [statistics.median(by_drop[0][1:]), statistics.median(by_drop[drop][1:])],
+            }  # fmt: skip
+    write_json(TIMES, report)
+    print(json.dumps({key: value for key, value in report.items() if isinstance(value, dict)}, indent=1))
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------------
+
+
+def made_anew(page: str) -> str:
+    """The page with its tables made from the results."""
+    results = load_results(CELLS, RESULTS)
+    return with_tables(page, lambda name: table(name, results))
+
+
+def table(name: str, results: list[dict[str, Any]]) -> str:
+    """`TASK-TRAIN`, such as `fpb-full`: a row a variant and a count of layers; `times`; `settings`."""
+    if name == "times":
+        return times_table()
+    if name == "cost":
+        from igia_cost import table as cost_table
+
+        return cost_table()
+    if name == "settings":
+        rows = [row for row in results if not row.get("test")]
+        return markdown(
+            ["cell", "learning rate", "epochs", "validation accuracy"],
+            [
+                [
+                    row["id"],
+                    f"{row['tuning']['learning_rate']:g}",
+                    f"{row['tuning']['epochs']:g}",
+                    f"{row['validation']:.3f}",
+                ]
+                for row in rows
+            ],
+        )
+    task, _, train = name.rpartition("-")
+    rows = [row for row in results if (row["task"], row["train"]) == (task, train) and row.get("test")]
+    dense = next((row for row in rows if row["variant"] == "dense"), {})
+    head = [
+        "what",
+        "dropped",
+        "layers",
+        "stability",
+        "before tuning (validation)",
+        "validation",
+        "test",
+        "95 %",
+        "test, of dense",
+    ]
+    body = [
+        [
+            VARIANTS[row["variant"]][0],
+            str(row.get("drop", 0)),
+            " ".join(map(str, row.get("layers", []))) or "none",
+            "" if row.get("stability") is None else f"{row['stability']:.2f}",
+            f"{row['validation_untuned']:.3f}",
+            f"{row['validation']:.3f}",
+            f"{row['test']:.3f}",
+            f"{row['test_interval'][0]:.3f} to {row['test_interval'][1]:.3f}",
+            f"{100 * (row['test'] - dense['test']):+.1f} points" if dense and row is not dense else "",
+        ]
+        for row in rows
+    ]
+    return markdown(head, body)
+
+
+def times_table() -> str:
+    if not TIMES.exists():
+        return "not measured"
+    times = json.loads(TIMES.read_text(encoding="utf-8"))
+    body = [
+        [
+            f"{kind}, {drop} of 30 layers dropped",
+            f"{times[f'{kind}_{drop}']['median']:.2f}",
+            f"{times[f'{kind}_{drop}']['least']:.2f} to {times[f'{kind}_{drop}']['most']:.2f}",
+        ]
+        for kind in ("training", "inference")
+        for drop in (6, 12)
+    ]
+    return markdown(["time of a step, of the dense model's", "median", "spread"], body)
+
+
+if __name__ == "__main__":
+    main()

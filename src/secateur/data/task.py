@@ -1,0 +1,164 @@
+"""A task's data: what is trained on, what chooses settings, and what is reported on, with nothing in two of them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from secateur.data.chat import ChatUse
+from secateur.data.examples import Examples, load_examples
+from secateur.data.tables import splits_of
+from secateur.data.tokens import TokenBatches, tokenize
+from secateur.errors import DataError, RequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Task", "TaskSettings", "windows_of"]
+
+logger = logging.getLogger(__name__)
+
+_HELD_OUT = 0.1
+_MOST_HELD_OUT = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Three disjoint sets of examples."""
+
+    train: Examples
+    """To train on, in a seeded order."""
+
+    validation: Examples
+    """To choose the best checkpoint by."""
+
+    test: Examples
+    """To report on, once."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a record says about this data."""
+        return {name: getattr(self, name).describe() for name in ("train", "validation", "test")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """Which task, and how much of it."""
+
+    data: str
+    """Training examples: a .jsonl .json .csv .parquet file, a folder of splits, or hub:owner/name[/config][:split]."""
+
+    validation_data: str | None = None
+    """Examples to choose the best checkpoint by; the data's own validation split, or a part of the training data, if null."""
+
+    test_data: str | None = None
+    """Examples to report on; the data's own test split, or a part of the training data, if null."""
+
+    template: str | None = None
+    """The prompt to make of each row, such as "{text}\\nSentiment:"; the columns' usual one if null."""
+
+    chat: ChatUse = "auto"
+    """Use the tokenizer's chat template: for messages (auto), for every row (always), not at all (never)."""
+
+    num_train: int | None = None
+    """Training examples, a seeded sample; all if null."""
+
+    num_validation: int = 200
+    """Validation examples at most."""
+
+    num_test: int | None = None
+    """Test examples, a seeded sample; all if null."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_train", "num_validation", "num_test"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"{name} must be 1 or more, not {value}")
+
+    def load(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task:
+        """Load the three sets. An example that is tested or validated on is never trained on.
+
+        Raises:
+            DataError: if one of them cannot be read, or nothing is left to train on.
+        """
+        train = self._read(self.data, "train", tokenizer, None).shuffled(seed=seed)
+        splits = splits_of(self.data)
+        # Where there is no test split, the validation split is what others report on: it is not chosen by then.
+        own_test = next((split for split in ("test", "validation") if split in splits), None)
+        own_validation = "validation" if "validation" in splits and (own_test == "test" or self.test_data) else None
+        test = self._other(self.test_data, own_test, "test", tokenizer, train)
+        if test is None:
+            train, test = train.split(_share_of(train), seed=seed)
+        if self.num_test is not None:
+            test = test.sample(min(self.num_test, len(test)), seed=seed)
+        train = _without(train, test)
+        validation = self._other(self.validation_data, own_validation, "validation", tokenizer, train)
+        if validation is None:
+            train, validation = train.split(min(self.num_validation, _share_of(train)), seed=seed)
+        else:
+            validation = _without(validation, test)
+            validation = validation.sample(min(self.num_validation, len(validation)), seed=seed)
+            train = _without(train, validation)
+        if self.num_train is not None:
+            train = train.take(min(self.num_train, len(train)))
+        return Task(train=train, validation=validation, test=test)
+
+    def _other(
+        self, given: str | None, own_split: str | None, split: str, tokenizer: PreTrainedTokenizerBase, train: Examples
+    ) -> Examples | None:
+        """That split of what was named, or else the data's own; None if there is neither."""
+        if given is not None:
+            examples = self._read(given, split, tokenizer, train.labels or None)
+        elif own_split is not None:
+            examples = self._read(self.data, own_split, tokenizer, train.labels or None)
+        else:
+            return None
+        if examples.kind != train.kind:
+            raise DataError(
+                f"{given or self.data} holds {examples.kind} examples, but the training data {train.kind} examples; "
+                "give data with the same columns"
+            )
+        return examples
+
+    def _read(
+        self, spec: str, split: str, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...] | None
+    ) -> Examples:
+        return load_examples(
+            spec, split=split, template=self.template, tokenizer=tokenizer, chat=self.chat, labels=labels
+        )
+
+
+def windows_of(examples: Examples, tokenizer: Any, *, sequence_length: int, num_sequences: int) -> TokenBatches:
+    """The examples' texts as windows of plain text, for methods that calibrate on such.
+
+    Raises:
+        DataError: if the texts together have fewer than two tokens.
+    """
+    stream = tokenize(examples.texts(), tokenizer)
+    length = min(sequence_length, len(stream))
+    if length < 2:
+        raise DataError(f"{examples.spec} has {len(stream)} tokens in all; give more examples")
+    count = min(len(stream) // length, num_sequences)
+    return TokenBatches(input_ids=stream[: count * length].view(count, length), batch_size=4, spec=examples.spec)
+
+
+def _share_of(examples: Examples) -> int:
+    if len(examples) < 2:
+        raise DataError(
+            f"{examples.spec} has {len(examples)} examples from which to hold some out; give three or more in all, or name "
+            "test and validation data"
+        )
+    return max(1, min(_MOST_HELD_OUT, int(_HELD_OUT * len(examples))))
+
+
+def _without(examples: Examples, others: Examples) -> Examples:
+    """The examples that are not among the others."""
+    known = {example.options for example in others}
+    left = tuple(example for example in examples if example.options not in known)
+    if not left:
+        raise DataError(f"every example of {examples.spec} is also in {others.spec}; give different data")
+    if len(left) < len(examples):
+        logger.info(
+            "%d examples of %s are also in %s and are left out", len(examples) - len(left), examples.spec, others.spec
+        )
+    return replace(examples, items=left)

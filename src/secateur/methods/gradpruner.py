@@ -1,0 +1,165 @@
+"""GradPruner (arXiv 2601.19503, ICLR 2026): the first steps of a fine-tuning tell which layers the task needs.
+
+1. Score: attach LoRA to every linear sub-layer, run the first steps, accumulate the IGIA-Matrix of each weight, and sum it
+   over each layer (section 3.1): `secateur.training.igia`. The adapters are discarded.
+2. Prune the layers with the lowest scores; fold the best of what some of them knew into the kept layer before each
+   (section 3.2): `secateur.surgery.merge`.
+3. Fine-tune what is left: `secateur tune`, or any trainer.
+
+The paper and its code disagree on the reduction (squares or norms) and do not say which pruned layers are merged; here the
+paper's squares are the default, and the pruned layers with the highest scores are merged. Options beyond the paper: `sign-igia`
+(reviewers asked for a weighting), *absorb* (arXiv 2505.02819) before the merge.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from secateur.data import TokenBatches
+from secateur.decoder import Decoder
+from secateur.errors import RequestError
+from secateur.methods.base import Cost, Method, Run
+from secateur.plan import PruningPlan
+from secateur.surgery.absorb import AbsorbForm, absorb_
+from secateur.surgery.merge import Merge, merge_layers_, merge_targets
+from secateur.training.igia import Reduction
+from secateur.training.supervised import Rows, Scoring, one_of, rows_of_windows, score_layers
+
+__all__ = ["GradPruner"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradPruner(Scoring, Method):
+    """GradPruner; the defaults are the published ones."""
+
+    name: ClassVar[str] = "gradpruner"
+    paper: ClassVar[str] = "arXiv 2601.19503"
+    prepares: ClassVar[bool] = True
+
+    reduction: Reduction = "squares"
+    """Sum the squares of the simulated gradients (the paper), or their norms (the published code)."""
+
+    merge: Merge = "sign"
+    """How pruned layers are merged: not at all, where signs agree, or that weighted by each entry's share of IGIA."""
+
+    merged_layers: int | None = 3
+    """How many of the pruned layers are merged, those with the highest scores; all if null."""
+
+    keep: float = 0.2
+    """Share of a pruned weight's entries that is merged: those with the largest IGIA (sparsity is 1 - keep)."""
+
+    absorb: AbsorbForm | None = None
+    """Fold a linear estimate of what the layers did into the projection before them, before the merge."""
+
+    absorb_alpha: float | None = None
+    """Pull of absorb towards the weights as they are; chosen on the last eighth of the windows if null."""
+
+    def __post_init__(self) -> None:
+        Scoring.__post_init__(self)
+        one_of(self, "reduction", "merge", "absorb")
+        if not 0 < self.keep <= 1:
+            raise RequestError(f"keep is the share of a weight's entries that is merged, not {self.keep:g}")
+        if self.merged_layers is not None and self.merged_layers < 0:
+            raise RequestError(f"merged_layers must be 0 or more, not {self.merged_layers}")
+        if self.absorb_alpha is not None and not self.absorb_alpha >= 0:
+            raise RequestError(f"absorb_alpha must be 0 or more, not {self.absorb_alpha:g}")
+
+    def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
+        """Score the layers in the first steps of training on plain text, and drop the lowest."""
+        return self.plan_on_task(decoder, rows_of_windows(data), data, drop=drop, run=run)
+
+    def plan_on_task(
+        self,
+        decoder: Decoder,
+        rows: Rows,
+        data: TokenBatches,  # noqa: ARG002  the rows say more
+        *,
+        drop: int,
+        run: Run | None = None,
+        total_steps: int | None = None,
+    ) -> PruningPlan:
+        """Score the layers in the first steps of a fine-tuning, and drop the lowest; the model is as it was afterwards.
+
+        Raises:
+            TrainingDivergedError: if the loss stops being finite; nothing was changed.
+        """
+        run = run or Run()
+        callback = score_layers(
+            decoder, rows, settings=self, total_steps=total_steps, keep_factors=self._merges_any(), seed=run.seed,
+            precision=run.precision, progress=run.progress,
+        )  # fmt: skip
+        for warning in callback.warnings():
+            run.progress.note(warning)
+        igia = callback.accumulated()
+        scores = igia.scores(self.reduction)
+        order = scores.lowest(drop)
+        return PruningPlan(
+            num_layers=len(scores),
+            order=order,
+            scores=scores,
+            method=self.name,
+            options=self.options(),
+            merges=self._targets(order, len(scores)),
+            provenance={
+                "steps": igia.num_steps,
+                "stability": igia.stability(self.reduction),
+                "scores_by_step": igia.history(self.reduction),
+            },
+            evidence=igia,
+        )
+
+    def prepare_(
+        self, decoder: Decoder, data: TokenBatches, plan: PruningPlan, *, run: Run | None = None
+    ) -> dict[str, Any]:
+        """Absorb, if asked to, and merge; the layers are still there afterwards.
+
+        Raises:
+            UnsupportedModelError: if the model has no plain projection to absorb into; nothing was changed.
+        """
+        run = run or Run()
+        report: dict[str, Any] = {}
+        if self._merges_any() and plan.evidence is None:  # a plan from a file, or layers given by hand
+            again = self.plan(decoder, data, drop=len(plan.order), run=run)
+            scores = list(again.scores or ())  # of layers given by hand the order says nothing
+            order = tuple(sorted(plan.order, key=scores.__getitem__))
+            merges = plan.merges or self._targets(order, plan.num_layers)
+        else:
+            again, merges = plan, plan.merges
+        if self.absorb is not None:
+            report["absorb"] = absorb_(
+                decoder, plan.dropped, data, form=self.absorb, alpha=self.absorb_alpha, precision=run.precision,
+                progress=run.progress,
+            )  # fmt: skip
+        if self._merges_any():
+            report["merge"] = merge_layers_(
+                decoder, merges, again.evidence, keep=self.keep, merge=self.merge, progress=run.progress
+            )
+        return report
+
+    def final_gate(self) -> float:
+        """After a merge or absorb the pruned layers are no longer meant to run."""
+        return 0.0 if self._merges_any() or self.absorb else 1.0
+
+    def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:  # noqa: ARG002
+        """Steps run forward and backward, for the adapters alone; the factors are kept in memory."""
+        steps = self.num_scoring_steps(math.ceil(data.num_sequences / self.scoring_batch))
+        tokens = steps * self.scoring_batch * data.sequence_length
+        full = self.gradients == "full"
+        return Cost(
+            choose_tokens=tokens * (3.3 if full else 2.3),
+            prepare_tokens=1.6 * data.num_tokens if self.absorb else 0.0,
+            training_tokens=0,
+            memory_copies=6.0 if full else 1.5,
+        )
+
+    def _merges_any(self) -> bool:
+        return self.merge != "none" and self.merged_layers != 0
+
+    def _targets(self, order: tuple[int, ...], num_layers: int) -> dict[int, int]:
+        """Which pruned layers are merged, into which: the last of the order have the highest scores."""
+        if not self._merges_any():
+            return {}
+        merged = order if self.merged_layers is None else order[-self.merged_layers :]
+        return merge_targets(order, num_layers, merged)

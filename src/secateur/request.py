@@ -1,0 +1,126 @@
+"""What is asked for: which text, how much is to go; and what is handed over for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.data import TokenBatches, calibration_and_held_out
+from secateur.decoder import Decoder
+from secateur.errors import PlanError, RequestError
+from secateur.plan import PruningPlan, count_to_drop
+from secateur.report.record import count_parameters
+from secateur.surgery.checkpoint import Proof
+
+__all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "num_to_drop"]
+
+PROMPTS = (
+    "The three states of matter are",
+    "To make a cup of tea, first",
+    "Paris is the capital of",
+)
+"""What dense and pruned model both continue, so that a person can see what the numbers mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """Which text, and how much of it."""
+
+    data: str
+    """Calibration text: wikitext2, c4, ptb, python-docs, hub:owner/name[/config][:split], or a local file or folder."""
+
+    eval_data: str | None = None
+    """Text to measure perplexity on; a part of the calibration text that is not calibrated on if null."""
+
+    sequence_length: int = 256
+    """Tokens per window."""
+
+    num_sequences: int = 128
+    """Calibration windows."""
+
+    num_eval_sequences: int = 64
+    """Windows to measure perplexity on: the first, in order."""
+
+    batch_size: int = 4
+    """Windows per forward pass."""
+
+    def load(self, tokenizer: Any, seed: int) -> tuple[TokenBatches, TokenBatches]:
+        """Calibration and held-out windows, which never overlap.
+
+        Raises:
+            DataError: if a text cannot be read or is too short.
+        """
+        return calibration_and_held_out(
+            self.data,
+            tokenizer,
+            eval_data=self.eval_data,
+            sequence_length=self.sequence_length,
+            num_sequences=self.num_sequences,
+            num_eval_sequences=self.num_eval_sequences,
+            batch_size=self.batch_size,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """How much is to go; exactly one of them is given."""
+
+    drop: int | float | None = None
+    """A count of layers, or a share of them."""
+
+    target_params: float | None = None
+    """The share of the parameters that is to be left at most."""
+
+    layers: tuple[int, ...] | None = None
+    """The layers themselves."""
+
+    def __post_init__(self) -> None:
+        given = [name for name, value in vars(self).items() if value is not None]
+        if len(given) != 1:
+            have = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
+            raise RequestError(f"say how much to drop with one of --drop, --target-params or --layers (given: {have})")
+        if self.target_params is not None and not 0 < self.target_params < 1:
+            raise RequestError(f"--target-params is a share between 0 % and 100 %, not {100 * self.target_params:g} %")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """What `prune` hands over."""
+
+    path: Path
+    """The checkpoint directory."""
+
+    plan: PruningPlan
+    """Which layers went."""
+
+    proof: Proof
+    """How the checkpoint was proven."""
+
+    record: dict[str, Any]
+    """`secateur/record.json`."""
+
+
+def num_to_drop(target: Target, decoder: Decoder) -> int:
+    """The number of layers that `target` means for this model.
+
+    Raises:
+        PlanError: if no layer or every layer would have to go.
+    """
+    num_layers = decoder.num_layers
+    if target.layers is not None:
+        return len(PruningPlan(num_layers=num_layers, order=target.layers).order)
+    if target.drop is not None:
+        return count_to_drop(target.drop, num_layers)
+    assert target.target_params is not None  # noqa: S101  one of the three is given
+    total = count_parameters(decoder.model)
+    per_layer = count_parameters(decoder.layers) / num_layers
+    for count in range(1, num_layers):
+        if total - count * per_layer <= target.target_params * total:
+            return count
+    least = (total - (num_layers - 1) * per_layer) / total
+    raise PlanError(
+        f"cannot get down to {100 * target.target_params:g} % of the parameters: one layer of {num_layers} alone leaves "
+        f"{100 * least:.0f} %; choose more"
+    )

@@ -1,0 +1,179 @@
+"""The stages that `prune` and `tune` are made of: what each run measures, cuts, proves and writes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from secateur.data import TokenBatches
+from secateur.decoder import Decoder
+from secateur.errors import TrainingDivergedError
+from secateur.evaluation.perplexity import perplexity
+from secateur.evaluation.speed import measure_speed
+from secateur.methods import Cost, Method, Run
+from secateur.methods.base import measuring
+from secateur.plan import PruningPlan, write_json
+from secateur.progress import Progress
+from secateur.report.card import inherited_metadata, model_card
+from secateur.report.record import count_parameters, directory_size
+from secateur.surgery.checkpoint import Proof, bypassed_logits, new_directory, prove_checkpoint, save_checkpoint
+from secateur.surgery.live import remove_layers_
+
+__all__ = [
+    "Stages",
+    "add_speed",
+    "cut_and_prove",
+    "duration",
+    "preflight",
+    "prepare_or_keep_",
+    "quality",
+    "sharing_copy",
+    "sizes",
+    "tokens_per_second",
+    "write_about",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Stages:
+    """The stages of a run, and how long each took."""
+
+    progress: Progress
+    """Who watches."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Stage → seconds."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is done inside."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - start, 3)
+            logger.info("%s: %.1f s", name, self.seconds[name])
+
+
+def preflight(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost: Cost, run: Run) -> str:
+    """One line before the first expensive step: memory, tokens, and about how long, from a short measurement here."""
+    probe = data.take(1).input_ids
+    fast = tokens_per_second(decoder, probe, run)
+    plain = fast if run.precision is None else tokens_per_second(decoder, probe, Run())
+    measured = 3 * held_out.num_tokens
+    seconds = (cost.choose_tokens + cost.prepare_tokens) / fast + measured / plain
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in decoder.model.parameters())
+    vocabulary = int(getattr(decoder.config, "vocab_size", 0) or 0)
+    logits = 4 * 4 * data.batch_size * data.sequence_length * vocabulary
+    memory = max(cost.memory_copies, 1.8) * weights + logits + 0.6e9
+    room = (
+        psutil.virtual_memory().available
+        if decoder.device.type == "cpu"
+        else torch.cuda.mem_get_info(decoder.device)[0] + weights
+    )
+    warning = f"; only {room / 1e9:.1f} GB are free" if memory > room else ""
+    tokens = cost.choose_tokens + cost.prepare_tokens + measured
+    return (
+        f"about {memory / 1e9:.1f} GB of memory{warning}, {tokens / 1e3:,.0f} thousand tokens of forward passes or their "
+        f"like ({cost.training_tokens:,} tokens trained on), about {duration(seconds)} at {fast:,.0f} tokens/s"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A span of time for people: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def tokens_per_second(decoder: Decoder, input_ids: torch.Tensor, run: Run) -> float:
+    """How fast a forward pass over token ids (batch, tokens) is here."""
+    with measuring(decoder, run):
+        decoder.logits(input_ids[:, :8])  # the first call sets things up
+        start = time.perf_counter()
+        decoder.logits(input_ids).sum().item()
+        return float(input_ids.numel() / (time.perf_counter() - start))
+
+
+def quality(model: Any, held_out: TokenBatches, progress: Progress, description: str) -> dict[str, Any]:
+    """A model's size and its perplexity on held-out text, as they go into the record's metrics."""
+    result = perplexity(model, held_out, progress=progress, description=description)
+    return {
+        "num_layers": Decoder(model, verify=False).num_layers,
+        "num_parameters": count_parameters(model),
+        "perplexity": result.perplexity,
+        "nll": result.nll,
+        "nll_stderr": result.stderr,
+        "window": result.window,
+        "predicted_tokens": result.num_tokens,
+    }
+
+
+def prepare_or_keep_(
+    method: Method, decoder: Decoder, tokenizer: Any, data: TokenBatches, plan: PruningPlan, run: Run, out: str | Path
+) -> dict[str, Any]:
+    """Prepare; where the training gives up, the last good weights are kept beside `out`."""
+    try:
+        return method.prepare_(decoder, data, plan, run=run)
+    except TrainingDivergedError as error:
+        places = (f"{Path(out)}.last-good{number or ''}" for number in itertools.count())
+        kept = next(place for place in places if not Path(place).exists())
+        with new_directory(kept) as directory:
+            save_checkpoint(decoder.model, tokenizer, directory)
+        raise TrainingDivergedError(f"{error} (saved, all layers in place, to {kept})") from error
+
+
+def cut_and_prove(
+    decoder: Decoder, tokenizer: Any, plan: PruningPlan, data: TokenBatches, directory: Path, trust_remote_code: bool
+) -> tuple[Proof, Any]:
+    """Cut a copy that shares every tensor with the model, write it, and hold what is written to the bypassed model."""
+    proof_ids = data.take(2).input_ids
+    expected = bypassed_logits(decoder, plan.dropped, proof_ids)
+    pruned = sharing_copy(decoder.model)
+    remove_layers_(pruned, plan.dropped)
+    save_checkpoint(pruned, tokenizer, directory)
+    return prove_checkpoint(directory, proof_ids, expected, trust_remote_code=trust_remote_code)
+
+
+def sharing_copy(model: Any) -> Any:
+    """A copy of the modules and the configuration that shares every tensor with the model."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def sizes(dense: Any, pruned: Any, directory: Path) -> tuple[int, int]:
+    """Bytes of the weights on disk, dense and pruned; the dense model's as if written the same way."""
+    written = directory_size(directory)
+    return written + sum(
+        count_parameters(model) * model.dtype.itemsize * sign for model, sign in ((dense, 1), (pruned, -1))
+    ), written
+
+
+def add_speed(dense: dict[str, Any], pruned: dict[str, Any], model: Any, pruned_model: Any, progress: Progress) -> None:
+    """Measure the tokens per second of both, in turn, into their metrics."""
+    speeds = measure_speed({"dense": model, "pruned": pruned_model}, progress=progress)
+    for metrics, name in ((dense, "dense"), (pruned, "pruned")):
+        metrics["prefill_tokens_per_second"] = speeds[name].prefill_tokens_per_second
+        metrics["decode_tokens_per_second"] = speeds[name].decode_tokens_per_second
+
+
+def write_about(directory: Path, source: str | Path, plan: PruningPlan, record: dict[str, Any]) -> None:
+    """Write plan, record and model card into a checkpoint."""
+    about = directory / "secateur"
+    about.mkdir()
+    plan.save(about / "plan.json")
+    write_json(about / "record.json", record)
+    card = model_card(record, str(source), inherited=inherited_metadata(source))
+    (directory / "README.md").write_text(card, encoding="utf-8")

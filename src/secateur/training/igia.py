@@ -1,0 +1,437 @@
+"""Initial gradient information accumulation: what the first steps of a fine-tuning tell about each layer.
+
+GradPruner (arXiv 2601.19503, section 3.1). With LoRA on every linear sub-layer, `W + B·A`, the simulated gradient of a
+weight at step i and the IGIA-Matrix after t steps are
+
+    G_i = ∇B_i · ∇A_i        F_W = (1/t) · Σ_i G_i ∘ G_i        score[l] = Σ_{W in l} Σ_{jk} F_W[j,k]
+
+B is 0 at the first step, so ∇A and G are too: that is the method. No (m, n) matrix is made while training runs: the score
+needs `‖∇B ∇A‖² = tr((∇Bᵀ∇B)(∇A∇Aᵀ))`, which is r x r, and F_W is held exactly by the factors of all steps, `t·r·(m+n)` numbers.
+
+`reduction="norm"` sums `‖G_i‖` instead of its square, as the published code does; `gradients="full"` is for training without
+LoRA and accumulates `(∂L/∂W)²` itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from secateur.decoder import Decoder
+from secateur.errors import RequestError, RunError
+from secateur.plan import LayerScores, PruningPlan
+from secateur.training.lora import linear_weights
+
+__all__ = ["IGIA", "Gradients", "IGIACallback", "Reduction", "rank_correlation"]
+
+logger = logging.getLogger(__name__)
+
+Gradients = Literal["lora", "full"]
+Reduction = Literal["squares", "norm"]
+
+_LOW_AGREEMENT = 0.5
+_MOST_NUMBERS_AT_ONCE = 1 << 24  # of a block of F_W while it is built: 64 MiB in float32
+
+
+@dataclass
+class _Weight:
+    """One weight of a layer, and what was seen of its gradient."""
+
+    layer: int
+    name: str  # within the layer, without adapters: "self_attn.q_proj.weight"
+    squares: list[Tensor] = field(default_factory=list)  # a step: ‖G‖² (experts,), float64; 1 expert for a plain weight
+
+    def measure(self) -> Tensor | None:
+        """‖G‖² of this step, an expert; None if there is no gradient."""
+        raise NotImplementedError
+
+    def keep(self) -> None:
+        """Keep of this step's gradient what `matrix` needs."""
+        raise NotImplementedError
+
+    def matrix(self, device: torch.device) -> Tensor:
+        """F_W, float32, in the shape of the stored weight."""
+        raise NotImplementedError
+
+
+@dataclass
+class _LowRank(_Weight):
+    """A weight with LoRA beside it."""
+
+    down: Any = None  # the parameter A, (experts · r, n)
+    up: Any = None  # the parameter B, (m, r · experts)
+    experts: int = 1
+    transposed: bool = False  # the weight is stored as (n, m)
+    factors: list[tuple[Tensor, Tensor]] | None = None  # a step: (experts, m, r) and (experts, r, n), in CPU memory
+
+    def measure(self) -> Tensor | None:
+        found = self._gradients()
+        if found is None:
+            return None
+        up, down = _wide(found[0]), _wide(found[1])
+        return ((up.mT @ up) * (down @ down.mT)).sum(dim=(1, 2))
+
+    def keep(self) -> None:
+        found = self._gradients()
+        if self.factors is not None and found is not None:
+            up, down = (gradient.detach().to("cpu", torch.float32, copy=True) for gradient in found)
+            self.factors.append((up, down))
+
+    def _gradients(self) -> tuple[Tensor, Tensor] | None:
+        """∇B (experts, m, r) and ∇A (experts, r, n); peft keeps the ranks of all experts in one dimension."""
+        down, up = _gradient(self.down), _gradient(self.up)
+        if down is None or up is None:
+            return None
+        return (
+            up.reshape(up.shape[0], -1, self.experts).permute(2, 0, 1),
+            down.reshape(self.experts, -1, down.shape[-1]),
+        )
+
+    def matrix(self, device: torch.device) -> Tensor:
+        if self.factors is None:
+            raise RequestError(f"the factors of {self.name} were not kept; accumulate with keep_factors=True")
+        experts, rows, columns = self.experts, self.up.shape[0], self.down.shape[-1]
+        result = torch.zeros(experts, rows, columns, device=device)
+        ups, downs = zip(*self.factors, strict=True) if self.factors else ((), ())
+        up = torch.stack(ups).to(device) if ups else torch.zeros(0, experts, rows, 1)  # (t, experts, m, r)
+        down = torch.stack(downs).to(device) if downs else torch.zeros(0, experts, 1, columns)  # (t, experts, r, n)
+        block = max(1, _MOST_NUMBERS_AT_ONCE // (max(len(up), 1) * columns))
+        for expert in range(experts if len(up) else 0):
+            for first in range(0, rows, block):
+                some = slice(first, first + block)
+                result[expert, some] = (up[:, expert, some] @ down[:, expert]).square_().sum(dim=0) / len(self.squares)
+        result = result.mT if self.transposed else result
+        return result.contiguous() if experts > 1 else result[0].contiguous()
+
+
+@dataclass
+class _Full(_Weight):
+    """A weight that is trained itself."""
+
+    weight: Any = None
+    kept: bool = True
+    total: Tensor | None = None  # Σ_i (∂L/∂W)², float32, where the weight lies
+
+    def measure(self) -> Tensor | None:
+        gradient = _gradient(self.weight)
+        if gradient is None:
+            return None
+        norm = torch.linalg.vector_norm(gradient.detach(), dim=(-2, -1), dtype=torch.float32)
+        return _wide(norm).square().reshape(-1)
+
+    def keep(self) -> None:
+        gradient = _gradient(self.weight)
+        if self.kept and gradient is not None:
+            square = gradient.detach().float().square()
+            self.total = square if self.total is None else self.total.add_(square)
+
+    def matrix(self, device: torch.device) -> Tensor:
+        if self.total is None:
+            raise RequestError(f"the squares of {self.name} were not kept; accumulate with keep_factors=True")
+        return (self.total / len(self.squares)).to(device)
+
+
+class IGIA:
+    """Accumulates the IGIA-Matrix of every linear weight of every decoder layer, a step at a time.
+
+    In a training loop of your own, call `add_step` after the gradients are there (and clipped), before `optimizer.step()`.
+
+    Args:
+        model: a causal language model; with LoRA of peft on the linear sub-layers of its decoder layers if `gradients` is `lora`.
+        gradients: `lora` reads the gradients of A and B, `full` those of the weights.
+        keep_factors: keep what `matrix` needs (`t·r·(m+n)` numbers a weight in CPU memory; with `full` m·n on the device).
+            Scores need none of it.
+
+    Raises:
+        RequestError: if a decoder layer has no weight to read a gradient from.
+        UnsupportedModelError: if the layers cannot be found.
+    """
+
+    def __init__(self, model: nn.Module, *, gradients: Gradients = "lora", keep_factors: bool = True) -> None:
+        if gradients not in ("lora", "full"):
+            raise RequestError(f"gradients is 'lora' or 'full', not '{gradients}'")
+        decoder = Decoder(model)
+        self.num_layers = decoder.num_layers
+        self.gradients = gradients
+        self.num_steps = 0
+        self.num_skipped = 0
+        find = _low_rank_weights if gradients == "lora" else _full_weights
+        self._weights = {
+            (weight.layer, weight.name): weight
+            for layer, module in enumerate(decoder.layers)
+            for weight in find(layer, module, keep_factors)
+        }
+        bare = sorted(set(range(self.num_layers)) - {layer for layer, _ in self._weights})
+        if bare:
+            remedy = (
+                "attach it to all of them (LoraConfig(target_modules='all-linear')), or use gradients='full'"
+                if gradients == "lora"
+                else "unfreeze its linear weights"
+            )
+            what = "no LoRA" if gradients == "lora" else "nothing that is trained"
+            raise RequestError(f"layer {bare[0]} has {what}, so it cannot be scored; {remedy}")
+
+    def add_step(self) -> bool:
+        """Take in the gradients of one optimiser step; False if they are not finite, and the step does not count.
+
+        Raises:
+            RunError: if no weight has a gradient.
+        """
+        measured = {key: weight.measure() for key, weight in self._weights.items()}
+        found = {key: square for key, square in measured.items() if square is not None}
+        if not found:
+            raise RunError("no weight has a gradient; call add_step after the backward pass, before optimizer.step()")
+        device = next(iter(found.values())).device
+        squares = torch.cat([square.to(device) for square in found.values()]).cpu().double()  # one transfer for all
+        if not torch.isfinite(squares).all():  # a mixed-precision step, which the optimiser skips too
+            self.num_skipped += 1
+            return False
+        by_key = dict(zip(found, torch.split(squares, [len(square) for square in found.values()]), strict=True))
+        for key, weight in self._weights.items():
+            # A weight that took no part, as an expert that no token went to, has no gradient: 0.
+            weight.squares.append(by_key.get(key, torch.zeros(1, dtype=torch.float64)))
+            weight.keep()
+        self.num_steps += 1
+        return True
+
+    def scores(self, reduction: Reduction = "squares") -> LayerScores:
+        """A score a layer; larger means keep.
+
+        Args:
+            reduction: `squares` sums the mean of ‖G‖² (the paper), `norm` the mean of ‖G‖ (the published code).
+
+        Raises:
+            RunError: if there is no step yet, or none with a gradient other than 0.
+        """
+        by_step = self._by_step(reduction)
+        if not by_step.any():
+            raise RunError(
+                "every simulated gradient is 0: B is 0 at the first step, so accumulate 2 steps or more "
+                "(published: 1 % of the fine-tuning, 40 steps)"
+            )
+        return LayerScores(tuple(by_step.mean(dim=0).tolist()), "gradpruner")
+
+    def stability(self, reduction: Reduction = "squares") -> float | None:
+        """Kendall's tau between the layers' scores from the first and from the second half of the steps; None below 4 steps."""
+        if self.num_steps < 4:  # two a half; the first is 0 under LoRA
+            return None
+        by_step = self._by_step(reduction)
+        half = len(by_step) // 2
+        return rank_correlation(by_step[:half].mean(dim=0).tolist(), by_step[half:].mean(dim=0).tolist())
+
+    def names(self, layer: int) -> list[str]:
+        """The weights of a layer that were watched, by name within the layer."""
+        return [name for other, name in self._weights if other == layer]
+
+    def matrix(self, layer: int, name: str, device: torch.device | str = "cpu") -> Tensor:
+        """F_W of one weight, float32, in the shape in which the model stores the weight.
+
+        Raises:
+            RequestError: if there is no such weight, or its factors were not kept.
+        """
+        if (layer, name) not in self._weights:
+            raise RequestError(
+                f"layer {layer} has no weight '{name}' that was watched; choose one of {self.names(layer)}"
+            )
+        return self._weights[layer, name].matrix(torch.device(device))
+
+    def history(self, reduction: Reduction = "squares") -> list[list[float]]:
+        """The score of each layer at each step: steps x layers."""
+        rows: list[list[float]] = self._by_step(reduction).tolist()
+        return rows
+
+    def _by_step(self, reduction: Reduction) -> Tensor:
+        """(steps, layers), float64."""
+        if reduction not in ("squares", "norm"):
+            raise RequestError(f"reduction is 'squares' or 'norm', not '{reduction}'")
+        result = torch.zeros(self.num_steps, self.num_layers, dtype=torch.float64)
+        for (layer, _), weight in self._weights.items():
+            for step, square in enumerate(weight.squares):
+                result[step, layer] += (square if reduction == "squares" else square.sqrt()).sum()
+        return result
+
+
+class IGIACallback(TrainerCallback):  # type: ignore[misc]
+    """Scores the decoder layers in the first steps of any `transformers.Trainer` or trl `SFTTrainer`.
+
+    Gradients are read after clipping, before each optimiser step, so accumulation, mixed precision, checkpointing and
+    data-parallel training are all seen as the optimiser sees them; every process ends with the same scores.
+
+    Args:
+        steps: how many optimiser steps, or which share of all of them.
+        gradients: `lora` or `full`, see `IGIA`.
+        reduction: `squares` or `norm`, see `IGIA.scores`.
+        stop: end the training after these steps.
+        keep_factors: keep what a merge needs, see `IGIA`.
+
+    Raises:
+        RequestError: if `steps` is not a count of at least 2 or a share between 0 and 1.
+    """
+
+    def __init__(
+        self,
+        steps: int | float = 40,
+        *,
+        gradients: Gradients = "lora",
+        reduction: Reduction = "squares",
+        stop: bool = False,
+        keep_factors: bool = True,
+    ) -> None:
+        least = 1 if gradients == "full" else 2
+        if not (0 < steps < 1 if isinstance(steps, float) else steps >= least):
+            raise RequestError(f"steps is a count of {least} or more, or a share between 0 and 1, not {steps}")
+        self.steps, self.gradients, self.reduction = steps, gradients, reduction
+        self.stop, self.keep_factors = stop, keep_factors
+        self.igia: IGIA | None = None
+        self._wanted = 0
+
+    def on_train_begin(self, args: Any, state: Any, _control: Any, model: Any = None, **_: Any) -> None:
+        """Find the layers and their weights; refuse set-ups whose gradients cannot be read."""
+        if getattr(args, "deepspeed", None):
+            raise RequestError(
+                "under DeepSpeed the optimiser steps inside the backward pass, so no gradient can be read; "
+                "score the layers with DDP, FSDP or one process"
+            )
+        if getattr(args, "fp16", False) and not args.max_grad_norm:
+            raise RequestError(
+                "with fp16 and no clipping the gradients are still scaled; set max_grad_norm (1.0), or use bf16"
+            )
+        if state.global_step:
+            logger.warning("the training resumes at step %d: the scores are of the steps from there", state.global_step)
+        self.igia = IGIA(model, gradients=self.gradients, keep_factors=self.keep_factors)
+        least = 1 if self.gradients == "full" else 2
+        self._wanted = (
+            max(least, math.ceil(self.steps * state.max_steps)) if isinstance(self.steps, float) else self.steps
+        )
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Read the gradients of this step."""
+        if self.igia is not None and self.igia.num_steps < self._wanted:
+            self.igia.add_step()
+
+    def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> Any:
+        """Stop once there is enough, if asked to."""
+        if self.stop and self.igia is not None and self.igia.num_steps >= self._wanted:
+            control.should_training_stop = True
+        return control
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Say what the scores rest on."""
+        if self.igia is None:
+            return
+        if self.igia.num_steps < self._wanted:
+            logger.warning("the training ended after %d of %d steps to score", self.igia.num_steps, self._wanted)
+        for line in self.warnings():
+            logger.warning("%s", line)
+
+    def accumulated(self) -> IGIA:
+        """What was accumulated.
+
+        Raises:
+            RunError: if the training has not begun.
+        """
+        if self.igia is None:
+            raise RunError("nothing was accumulated yet; give the callback to a Trainer and train")
+        return self.igia
+
+    def layer_scores(self) -> LayerScores:
+        """A score a layer; larger means keep."""
+        return self.accumulated().scores(self.reduction)
+
+    def plan(self, drop: int | float) -> PruningPlan:
+        """The plan that drops the lowest layers, with the evidence a merge needs.
+
+        Args:
+            drop: a count, or a share of the layers in (0, 1).
+        """
+        igia = self.accumulated()
+        return self.layer_scores().plan(
+            drop,
+            options={"steps": igia.num_steps, "gradients": self.gradients, "reduction": self.reduction},
+            provenance={"stability": igia.stability(self.reduction)},
+            evidence=igia,
+        )
+
+    def warnings(self) -> list[str]:
+        """What a user should know of the scores, in words."""
+        stability = self.accumulated().stability(self.reduction)
+        if stability is None or stability >= _LOW_AGREEMENT:
+            return []
+        return [
+            f"the first and the second half of the {self.accumulated().num_steps} steps rank the layers differently "
+            f"(Kendall's tau {stability:.2f}): score on more steps, or on larger batches"
+        ]
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Kendall's tau-b between two rankings of the same things: 1 the same, 0 unrelated, -1 reversed; 0 if one is constant."""
+    concordant, ties = 0, [0, 0]
+    pairs = [(i, j) for i in range(len(first)) for j in range(i)]
+    for i, j in pairs:
+        one, other = _sign(first[i] - first[j]), _sign(second[i] - second[j])
+        concordant += one * other
+        ties[0] += one == 0
+        ties[1] += other == 0
+    scale = math.sqrt((len(pairs) - ties[0]) * (len(pairs) - ties[1]))
+    return concordant / scale if scale else 0.0
+
+
+# ---- finding weights, reading gradients ----------------------------------------------------------------------------------
+
+
+def _low_rank_weights(layer: int, module: nn.Module, keep: bool) -> Iterator[_Weight]:
+    from peft.tuners.lora import LoraLayer
+
+    for path, part in module.named_modules():
+        if not isinstance(part, LoraLayer):
+            continue
+        adapters = [name for name in part.active_adapters if name in part.lora_A]
+        if len(adapters) > 1:
+            raise RequestError(f"{path} has {len(adapters)} active adapters; activate one with model.set_adapter(name)")
+        for name in adapters:
+            experts = int(getattr(part, "num_experts", 1))
+            # Adapters on a parameter are nested where a module has several; the parameter's name is the wrapper's own.
+            place = ".".join(piece for piece in path.split(".") if piece != "base_layer")
+            parameter = getattr(part, "parameter_name", "weight")
+            by_expert = parameter != "weight" and experts > 1
+            yield _LowRank(
+                layer=layer,
+                name=f"{place}.{parameter}",
+                down=part.lora_A[name].weight,
+                up=part.lora_B[name].weight,
+                experts=experts,
+                transposed=(by_expert and not getattr(part, "_did_swap_in_out_features", False))
+                or bool(getattr(part, "fan_in_fan_out", False)),
+                factors=[] if keep else None,
+            )
+
+
+def _full_weights(layer: int, module: nn.Module, keep: bool) -> Iterator[_Weight]:
+    for name in linear_weights(module):
+        weight = module.get_parameter(name)
+        if weight.requires_grad:
+            yield _Full(layer=layer, name=name, weight=weight, kept=keep)
+
+
+def _gradient(parameter: Any) -> Tensor | None:
+    """The gradient as one tensor, also where FSDP keeps a part on each process."""
+    gradient = parameter.grad
+    whole = getattr(gradient, "full_tensor", None)
+    result: Tensor | None = gradient if whole is None else whole()
+    return result
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float64, or float32 on devices that have no other."""
+    return tensor.detach().to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
