@@ -29,8 +29,11 @@ TIMES = HERE / "results" / "gradpruner_times.json"
 CELLS = HERE / "gradpruner_cells.json"
 PAGE = HERE.parent / "docs" / "methods" / "gradpruner.md"
 
-EXAMPLES = {"num_train": 480, "num_validation": 150, "num_test": 300}
-TUNING: dict[str, Any] = {"epochs": 2, "batch_size": 8, "micro_batch": 8, "max_length": 256}
+EXAMPLES = {"num_train": 480, "num_validation": 100, "num_test": 300}
+TUNING: dict[str, Any] = {
+    "epochs": 2, "batch_size": 8, "micro_batch": 8, "max_length": 256,
+    "trainer": {"train_sampling_strategy": "group_by_length"},  # less padding
+}  # fmt: skip
 RATES = {"full": 5e-5, "lora": 5e-4}
 
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {

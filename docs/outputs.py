@@ -17,6 +17,8 @@ README = Path(__file__).parent.parent / "README.md"
 COMMANDS = {
     "prune": "secateur prune MODEL --method shortgpt --data python-docs --num-sequences 16 --drop 20% --out smaller",
     "score": "secateur score MODEL --method shortgpt --data python-docs --num-sequences 16 --drop 25%",
+    "tune": "python examples/docstrings.py task && "
+    "secateur tune MODEL --data task --drop 20% --train full --num-train 320 --epochs 2 --learning-rate 1e-4 --out tuned",
     "eval": "secateur eval MODEL smaller --data python-docs --num-sequences 16",
     "config": "secateur prune MODEL --config run.yaml --layers 12-14 --out smaller-too",
     "python": "python example.py",
@@ -32,6 +34,7 @@ def main(checkpoint: str, names: list[str]) -> None:
         example = _block(text, "python").replace("secateur-demo", "MODEL")
         (Path(folder) / "example.py").write_text(example, encoding="utf-8")
         (Path(folder) / "MODEL").symlink_to(Path(checkpoint).absolute())
+        (Path(folder) / "examples").symlink_to(README.parent / "examples")
         for name, command in COMMANDS.items():
             if names and name not in names:
                 continue

@@ -66,7 +66,7 @@ def one_line(captured: Any) -> str:
 # words after MODEL, DATA and OUT are filled in → what the line must name, what to do
 WRONG: dict[str, tuple[str, str]] = {
     "prnue MODEL": ("unknown command 'prnue'", "did you mean 'prune'"),
-    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, eval"),
+    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, cut, carry, eval"),
     "prune": ("missing MODEL, --data, --out", "see secateur prune --help"),
     "prune MODEL --data DATA --drop 2": ("missing --out", "--help"),
     "prune MODEL --data DATA --out OUT --drop 2 --method eldr": ("unknown method 'eldr'", "did you mean 'elder'"),

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from secateur.pipeline import elder, prune, score
     from secateur.plan import LayerScores, PruningPlan
     from secateur.request import Target, TextSettings
+    from secateur.surgery.adapters import carry_adapter
+    from secateur.surgery.files import cut_checkpoint
     from secateur.surgery.live import remove_layers_
     from secateur.surgery.merge import merge_layers_
     from secateur.training.igia import IGIA, IGIACallback
@@ -62,6 +64,8 @@ _HOME = {
     "UnsupportedModelError": "errors",
     "WriteError": "errors",
     "TaskSettings": "data.task",
+    "carry_adapter": "surgery.adapters",
+    "cut_checkpoint": "surgery.files",
     "elder": "pipeline",
     "gradpruner": "tuning",
     "load_examples": "data.examples",
@@ -97,6 +101,8 @@ __all__ = [
     "TrainingDivergedError",
     "UnsupportedModelError",
     "WriteError",
+    "carry_adapter",
+    "cut_checkpoint",
     "elder",
     "gradpruner",
     "load_examples",

@@ -31,6 +31,8 @@ _COMMANDS = {
     "score": "decide only: a score for each layer, and which would go",
     "prune": "make a smaller checkpoint: choose layers, prepare, cut, prove, measure",
     "tune": "fine-tune on a task, pruned on the way: score, merge, cut, fine-tune, prove, measure",
+    "cut": "remove layers from a checkpoint, file to file: weights only, streamed, any size",
+    "carry": "carry a LoRA adapter of the dense model over to the pruned one",
     "eval": "measure the perplexity of one or more models on the same text",
 }
 
@@ -39,6 +41,8 @@ _USAGE = {
     "score": "MODEL --data SPEC [--method NAME] [--drop N] [OPTIONS]",
     "prune": "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST) [--method NAME] [OPTIONS]",
     "tune": "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST) [--train full|lora] [OPTIONS]",
+    "cut": "CHECKPOINT --out DIR (--layers LIST | --plan FILE) [OPTIONS]",
+    "carry": "ADAPTER --plan FILE --out DIR [OPTIONS]",
     "eval": "MODEL [MODEL ...] --data SPEC [OPTIONS]",
 }
 
@@ -66,9 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _failed(error: BaseException, debug: bool) -> int:
     """Say in one line what happened; the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        _say(
-            f"interrupted: {_one_line(error) if error.args else 'nothing half-written is left; run the same command again to start over'}"
+        kept = (
+            _one_line(error) if error.args else "nothing half-written is left; run the same command again to start over"
         )
+        _say(f"interrupted: {kept}")
         return 130
     if isinstance(error, BrokenPipeError):
         return 1
@@ -155,6 +160,8 @@ def _parser(command: str) -> ArgumentParser:
         parser.add_argument("--out", type=str, default="secateur-demo", help="directory of the new checkpoint")
         parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
         parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    elif command in ("cut", "carry"):
+        _add_file_to_file(parser, command)
     else:
         _add_common(parser, command)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -202,6 +209,25 @@ def _add_common(parser: ArgumentParser, command: str) -> None:
     )
     parser.add_argument("--revision", type=str, help="branch, tag or commit of a hub id")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+
+
+def _add_file_to_file(parser: ArgumentParser, command: str) -> None:
+    if command == "cut":
+        parser.add_argument("model", metavar="CHECKPOINT", help="local directory or hub id")
+        parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
+        parser.add_argument("--plan", type=str, help="a plan.json written by secateur")
+        parser.add_argument("--max_shard_size", type=str, default="5GB", help="size of a file of weights at most")
+        parser.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
+        parser.add_argument("--revision", type=str, help="branch, tag or commit of a hub id")
+        parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    else:
+        parser.add_argument("adapter", metavar="ADAPTER", help="directory of a LoRA adapter, as peft saves it")
+        parser.add_argument(
+            "--plan", type=str, required=True, help="the plan.json of the pruned model (in its secateur/)"
+        )
+        parser.add_argument("--base", type=str, help="where the pruned model is, for peft to find it")
+    parser.add_argument("--out", type=str, required=True, help="the new directory")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
 def _add_task(parser: ArgumentParser) -> None:
@@ -405,6 +431,57 @@ def _score(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         f"{plan.method} would drop layers {', '.join(map(str, plan.dropped))}, in the order {', '.join(map(str, plan.order))}",
         soft_wrap=True,
     )
+
+
+def _cut(options: dict[str, Any], progress: Any, _: list[str]) -> None:
+    from secateur.loading import local_checkpoint
+    from secateur.plan import PruningPlan
+    from secateur.report.comparison import format_bytes
+    from secateur.surgery.files import cut_checkpoint
+
+    if (options["layers"] is None) == (options["plan"] is None):
+        raise RequestError("say which layers go with one of --layers and --plan")
+    dropped = parse_layers(options["layers"]) if options["plan"] is None else PruningPlan.load(options["plan"])
+    report = cut_checkpoint(
+        local_checkpoint(options["model"], revision=options["revision"]),
+        options["out"],
+        dropped,
+        overwrite=options["overwrite"],
+        max_shard_size=options["max_shard_size"],
+        dry_run=options["dry_run"],
+        trust_remote_code=options["trust_remote_code"],
+        progress=progress,
+    )
+    if options["json"]:
+        _print_json({**dataclasses.asdict(report), "target": str(report.target)})
+        return
+    print(
+        f"{'would drop' if options['dry_run'] else 'dropped'} layers {', '.join(map(str, report.dropped))} of "
+        f"{report.num_layers}: {report.num_tensors} tensors, {format_bytes(report.num_bytes)} of weights kept, "
+        f"{format_bytes(report.removed_bytes)} removed"
+    )
+    for name, files in (("weights", report.weights), ("copied", report.copied), ("left out", report.left)):
+        if files:
+            print(f"{name}: {', '.join(files)}")
+    if not options["dry_run"]:
+        print(f"the pruned checkpoint is in {options['out']}; next: secateur eval {options['out']} --data SPEC")
+
+
+def _carry(options: dict[str, Any], _: Any, __: list[str]) -> None:
+    from secateur.plan import PruningPlan
+    from secateur.surgery.adapters import carry_adapter
+
+    carried = carry_adapter(
+        options["adapter"],
+        options["out"],
+        PruningPlan.load(options["plan"]),
+        base=options["base"],
+        overwrite=options["overwrite"],
+    )
+    if options["json"]:
+        _print_json({**dataclasses.asdict(carried), "target": str(carried.target)})
+    else:
+        print(f"the adapter of the pruned model is in {options['out']}: {carried.num_tensors} tensors")
 
 
 def _eval(options: dict[str, Any], progress: Any, _: list[str]) -> None:

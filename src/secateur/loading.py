@@ -12,7 +12,7 @@ import torch
 
 from secateur.errors import ModelError, UnsupportedModelError
 
-__all__ = ["autocast_dtype", "load_model", "load_tokenizer", "quiet_transformers"]
+__all__ = ["autocast_dtype", "load_model", "load_tokenizer", "local_checkpoint", "quiet_transformers"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,22 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_rem
 
     with _explained(source, "the tokenizer of "), quiet_transformers():
         return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def local_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
+    """The directory of a checkpoint: `source` itself, or a copy of a hub id's files in the hub's cache.
+
+    Raises:
+        ModelError: if it is neither a directory nor can be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    if Path(source).is_dir() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        return Path(source).expanduser()
+    with _explained(source):
+        # Weights in other formats than safetensors are not needed, and can be as large again.
+        unwanted = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "onnx/*", "original/*"]
+        return Path(snapshot_download(str(source), revision=revision, ignore_patterns=unwanted))
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -40,6 +40,7 @@ from secateur.surgery.checkpoint import (
     new_directory,
 )
 from secateur.surgery.live import remove_layers_
+from secateur.training.precision import round_back_, to_float32_
 
 __all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "elder", "evaluate", "num_to_drop", "prune", "score"]
 
@@ -73,7 +74,8 @@ def prune(
         target: how much goes.
         out: the new checkpoint's directory; it is there whole at the end, or not at all.
         overwrite: replace a checkpoint that is at `out`.
-        dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
+        dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`. With `auto`, 16-bit weights are trained in float32, and
+            written as they were stored.
         precision: of forward and backward passes while choosing and preparing: `auto`, `fp32`, `bf16`. What is measured
             is always measured in the weights' own dtype.
         revision: the branch, tag or commit of a hub id.
@@ -112,7 +114,9 @@ def prune(
         preparation: dict[str, Any] | None = None
         if method.prepares:
             with run.stage("prepare"):
-                preparation = prepare_or_keep_(method, decoder, tokenizer, data, plan, context, out)
+                preparation = prepare_or_keep_(
+                    method, decoder, tokenizer, data, plan, context, out, wide=dtype == "auto"
+                )
             with run.stage("measure before the cut"):
                 gates = torch.full((decoder.num_layers,), method.final_gate())
                 with decoder.gate(gates, layers=plan.dropped):
@@ -260,7 +264,11 @@ def elder(
         data, _ = dataclasses.replace(text or TextSettings(data=data), data=data).load(tokenizer, seed)
     context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress or Silent())
     plan = method.plan(decoder, data, drop=count, run=context)
-    method.prepare_(decoder, data, plan, run=context)
+    stored = to_float32_(model) if method.trains_weights(data) else []
+    try:
+        method.prepare_(decoder, data, plan, run=context)
+    finally:
+        round_back_(stored)
     remove_layers_(model, plan.dropped)
     return plan
 

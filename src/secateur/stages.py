@@ -28,6 +28,7 @@ from secateur.report.card import inherited_metadata, model_card
 from secateur.report.record import count_parameters, directory_size
 from secateur.surgery.checkpoint import Proof, bypassed_logits, new_directory, prove_checkpoint, save_checkpoint
 from secateur.surgery.live import remove_layers_
+from secateur.training.precision import round_back_, to_float32_
 
 __all__ = [
     "Stages",
@@ -77,7 +78,8 @@ def preflight(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost
     weights = sum(parameter.numel() * parameter.element_size() for parameter in decoder.model.parameters())
     vocabulary = int(getattr(decoder.config, "vocab_size", 0) or 0)
     logits = 4 * 4 * data.batch_size * data.sequence_length * vocabulary
-    memory = max(cost.memory_copies, 1.8) * weights + logits + 0.6e9
+    wide = 2 if cost.training_tokens and decoder.model.dtype in (torch.bfloat16, torch.float16) else 1
+    memory = max(cost.memory_copies * wide, 1.8) * weights + logits + 0.6e9
     room = (
         psutil.virtual_memory().available
         if decoder.device.type == "cpu"
@@ -122,17 +124,29 @@ def quality(model: Any, held_out: TokenBatches, progress: Progress, description:
 
 
 def prepare_or_keep_(
-    method: Method, decoder: Decoder, tokenizer: Any, data: TokenBatches, plan: PruningPlan, run: Run, out: str | Path
+    method: Method,
+    decoder: Decoder,
+    tokenizer: Any,
+    data: TokenBatches,
+    plan: PruningPlan,
+    run: Run,
+    out: str | Path,
+    *,
+    wide: bool = True,
 ) -> dict[str, Any]:
-    """Prepare; where the training gives up, the last good weights are kept beside `out`."""
+    """Prepare, 16-bit weights in float32 where they are trained (`wide`); what a training that gives up leaves is kept."""
+    stored = to_float32_(decoder.model) if wide and method.trains_weights(data) else []
     try:
         return method.prepare_(decoder, data, plan, run=run)
     except TrainingDivergedError as error:
+        round_back_(stored)
         places = (f"{Path(out)}.last-good{number or ''}" for number in itertools.count())
         kept = next(place for place in places if not Path(place).exists())
         with new_directory(kept) as directory:
             save_checkpoint(decoder.model, tokenizer, directory)
         raise TrainingDivergedError(f"{error} (saved, all layers in place, to {kept})") from error
+    finally:
+        round_back_(stored)
 
 
 def cut_and_prove(

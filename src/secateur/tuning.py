@@ -48,6 +48,7 @@ from secateur.surgery.checkpoint import (
 )
 from secateur.surgery.live import remove_layers_
 from secateur.training.lora import gradient_checkpointing_quietly
+from secateur.training.precision import Stored, round_back_, to_float32_
 from secateur.training.supervised import FineTuning, Rows, fine_tune_, rows_of
 
 __all__ = ["gradpruner", "tune", "work_directory"]
@@ -55,7 +56,6 @@ __all__ = ["gradpruner", "tune", "work_directory"]
 logger = logging.getLogger(__name__)
 
 _WINDOW, _MOST_WINDOWS = 256, 128  # of the task's text, for methods that calibrate on plain text
-_HALF = (torch.bfloat16, torch.float16)
 
 
 def work_directory(out: str | Path) -> Path:
@@ -129,9 +129,6 @@ def tune(
             tokenizer = load_tokenizer(source, **loading)
             data = task.load(tokenizer, seed)
             model = load_model(source, dtype=dtype, **loading)
-            stored = model.dtype
-            if tuning.train == "full" and dtype == "auto" and stored in _HALF:
-                model.float()  # the steps of a fine-tuning are too small for 16 bits
             decoder = Decoder(model)
             drop = num_to_drop(target, decoder)
             rows = rows_of(data.train, model, tokenizer, max_length=tuning.max_length)
@@ -151,6 +148,7 @@ def tune(
                 results["dense_tuned"], metrics["dense_tuned"] = _tuned_dense(
                     source, rows, data, tuning, measure, run, work / "dense", dtype=dtype, **loading
                 )
+        stored = to_float32_(model) if tuning.train == "full" and dtype == "auto" else []
         with stages.stage("choose and cut"):
             plan, preparation, proof_ids = _pruned_start(
                 decoder, tokenizer, method, target, rows, data, drop, tuning, run, work, trust_remote_code
@@ -441,13 +439,13 @@ def _tuned_dense(
 ) -> tuple[TaskResult, dict[str, Any]]:
     """The dense model, fine-tuned alike; what was measured is kept for a run that is resumed."""
     model = load_model(source, dtype=dtype, **loading)
-    if tuning.train == "full" and dtype == "auto" and model.dtype in _HALF:
-        model.float()
+    stored = to_float32_(model) if tuning.train == "full" and dtype == "auto" else []
     tuned, training = fine_tune_(
         Decoder(model), rows, settings=tuning, work=work, validate=measure.validate(data.validation),
         greater_is_better=_greater_is_better(measure.metric, data.test), precision=run.precision, seed=run.seed,
         progress=run.progress, description="fine-tuning the dense model",
     )  # fmt: skip
+    round_back_(stored)
     result, metrics = measure(tuned, data.test, "measuring the dense model, fine-tuned")
     return result, {**metrics, "training": training}
 
@@ -462,14 +460,15 @@ def _write_and_prove(
     tokenizer: Any,
     directory: Path,
     proof_ids: torch.Tensor,
-    stored: torch.dtype,
+    stored: Stored,
     merge_adapters: bool,
     trust_remote_code: bool,
     out: str | Path,
 ) -> tuple[Proof, Any]:
     """Write the model, and the adapter beside it if there is one; load both afresh and hold them to what was trained."""
     if tuned is model or merge_adapters:
-        plain = (model if tuned is model else tuned.merge_and_unload()).to(stored)
+        plain = model if tuned is model else tuned.merge_and_unload()
+        round_back_(stored)
         expected = bypassed_logits(Decoder(plain), (), proof_ids)
         save_checkpoint(plain, tokenizer, directory)
         return prove_checkpoint(directory, proof_ids, expected, trust_remote_code=trust_remote_code)

@@ -13,6 +13,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     Trainer,
@@ -20,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from secateur import IGIA, Decoder, IGIACallback, RequestError, RunError
+from secateur import IGIA, Decoder, IGIACallback, RequestError, RunError, merge_layers_
 from secateur.training.igia import rank_correlation
 from secateur.training.lora import attach_lora, gradient_checkpointing_quietly
 
@@ -383,3 +385,25 @@ def test_fp16_without_clipping_is_refused(tiny_model):
 def test_scores_before_training_are_an_error():
     with pytest.raises(RunError, match="give the callback to a Trainer"):
         IGIACallback().layer_scores()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scores_of_a_4_bit_model_are_those_of_its_adapters(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = LlamaConfig(  # as wide as the blocks that are quantised together
+        vocab_size=64, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "wide")
+    quantised = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "wide", quantization_config=BitsAndBytesConfig(load_in_4bit=True), device_map="cpu"
+    )
+    model = adapted(quantised)
+    spy = Spy(quantised.model.layers)
+    callback = IGIACallback(steps=4)
+    train(model, [spy, callback], tmp_path, max_steps=4)
+    for layer, score in enumerate(callback.layer_scores()):
+        assert score == pytest.approx(spy.dense.score(layer), rel=1e-6)
+    with pytest.raises(RequestError, match="quantised"):
+        merge_layers_(Decoder(model.unload()), {1: 0}, callback.igia)

@@ -112,6 +112,10 @@ class Method(ABC):
         """Change weights in place so that the planned removal hurts less; returns what belongs in the record."""
         return {}
 
+    def trains_weights(self, data: TokenBatches) -> bool:  # noqa: ARG002
+        """Whether `prepare_` takes optimiser steps on the model's own weights, which 16 bits are too coarse for."""
+        return False
+
     def final_gate(self) -> float:
         """How much of the layers that go is left in the residual stream after `prepare_`: 1 all of it, 0 nothing."""
         return 1.0

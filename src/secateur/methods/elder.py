@@ -106,6 +106,10 @@ class Elder(GateLearning, RemovalTraining, Method):
             )
         return report
 
+    def trains_weights(self, data: TokenBatches) -> bool:
+        """Unless LoRA does, or there is nothing to train."""
+        return self.prepare and self.train != "lora" and self.num_steps(data) > 0
+
     def final_gate(self) -> float:
         """What is left of the layers that go when stage 2 ends: 1 if they are fully active, 0 if nothing is."""
         return self.fade_at(1.0) if self.prepare else 1.0

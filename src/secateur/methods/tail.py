@@ -103,6 +103,10 @@ class Tail(Method):
         )
         return {"training": training}
 
+    def trains_weights(self, data: TokenBatches) -> bool:  # noqa: ARG002
+        """If it tunes at all."""
+        return self.tune
+
     def final_gate(self) -> float:
         """All of the layers that go is left where nothing was trained, and nothing where something was."""
         return 0.0 if self.tune else 1.0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from secateur.decoder import Decoder
+from secateur.decoder import Decoder, evaluating
+from secateur.errors import RequestError
 
 __all__ = ["attach_lora", "gradient_checkpointing_quietly", "linear_weights", "lora_config"]
 
@@ -47,6 +49,7 @@ def lora_config(decoder: Decoder, *, rank: int, alpha: int, dropout: float = 0.0
                 linear.add(f"{decoder.path}.{layer}.{path}")
             else:
                 stacked.add(name)
+    linear -= _of_several_outputs(decoder, linear)
     suffixes = {name.rpartition(".")[2] for name in linear}
     head = decoder.model.get_output_embeddings()
     ambiguous = any(
@@ -54,7 +57,7 @@ def lora_config(decoder: Decoder, *, rank: int, alpha: int, dropout: float = 0.0
         for name, module in decoder.model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
     )
-    return LoraConfig(
+    config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
@@ -63,15 +66,63 @@ def lora_config(decoder: Decoder, *, rank: int, alpha: int, dropout: float = 0.0
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in decoder.layers.modules()),
         task_type="CAUSAL_LM",
     )
+    lost = _taken_for_experts(config, decoder.model)
+    if lost:  # the weights of these modules are named as such, which peft leaves alone
+        last = {name.rpartition(".")[2] for name in lost}
+        named = {f"{name}.weight" for name in linear if name.rpartition(".")[2] in last}
+        config.target_modules -= lost
+        config.target_parameters = sorted({*stacked, *named})
+    return config
+
+
+def _of_several_outputs(decoder: Decoder, names: Collection[str]) -> set[str]:
+    """Linear maps by class that return more than one tensor, as Llama 4's router: nothing can be added to that."""
+    own = [name for name in names if type(decoder.model.get_submodule(name)).forward is not nn.Linear.forward]
+    found: set[str] = set()
+
+    def hook_of(name: str) -> Callable[..., None]:
+        return lambda _module, _args, output: None if isinstance(output, Tensor) else found.add(name)
+
+    with ExitStack() as stack:
+        for name in own:
+            stack.callback(decoder.model.get_submodule(name).register_forward_hook(hook_of(name)).remove)
+        if own:
+            stack.enter_context(evaluating(decoder.model))
+            stack.enter_context(torch.no_grad())
+            decoder.logits(decoder.probe_ids())
+    return found
+
+
+def _taken_for_experts(config: Any, model: nn.Module) -> set[str]:
+    """The target modules that peft would take for the experts of an adapter made with transformers 4.
+
+    Where a family's experts are stacked now and once were `gate_proj` and so on, so are its dense layers still.
+    """
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # before peft 0.19
+        return set()
+    tried = copy.deepcopy(config)
+    convert_peft_config_for_transformers(tried, model, None)
+    return set(config.target_modules) - set(tried.target_modules)
 
 
 def attach_lora(decoder: Decoder, *, rank: int, alpha: int, dropout: float = 0.0, seed: int = 0) -> Any:
-    """Wrap the decoder's model with fresh adapters; `unload` or `merge_and_unload` of the result takes them off again."""
+    """Wrap the decoder's model with fresh adapters; `unload` or `merge_and_unload` of the result takes them off again.
+
+    Raises:
+        RequestError: if dropout is asked for where experts are stacked in one parameter; nothing was changed.
+    """
     from peft import get_peft_model
 
+    config = lora_config(decoder, rank=rank, alpha=alpha, dropout=dropout)
+    if dropout and config.target_parameters:
+        raise RequestError(
+            f"peft has no dropout before adapters of stacked experts; choose lora_dropout=0, not {dropout:g}"
+        )
     torch.manual_seed(seed)
     with gradient_checkpointing_quietly():
-        model = get_peft_model(decoder.model, lora_config(decoder, rank=rank, alpha=alpha, dropout=dropout))
+        model = get_peft_model(decoder.model, config)
     model.peft_config["default"].base_model_name_or_path = ""  # whoever saves it would ask the Hub about that name
     return model
 

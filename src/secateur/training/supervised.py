@@ -372,14 +372,14 @@ def fine_tune_(
             if forward is not None:
                 model.forward = forward
     state = trainer.state
-    best = state.best_global_step if arguments.load_best_model_at_end else None
+    best = trainer.best_checkpoint(state)
     return model.eval(), {
         "steps": state.global_step,
         "examples": state.global_step * settings.batch_size,
         "seconds": round(seconds, 3),
         "losses": [entry for entry in state.log_history if "loss" in entry],
         "validation": trainer.validations,
-        "best_step": best or state.global_step,
+        "best_step": int(best.rpartition("-")[2]) if best else state.global_step,
     }
 
 
@@ -440,10 +440,14 @@ class _TaskTrainer(Trainer):  # type: ignore[misc]
         folder, state = last
         if not _is_over(state):
             return float(self.train(resume_from_checkpoint=str(folder)).metrics["train_runtime"])
-        best = folder.with_name(f"checkpoint-{state.best_global_step}") if self.args.load_best_model_at_end else folder
-        self._load_from_checkpoint(str(best if best.is_dir() else folder))
+        self._load_from_checkpoint(str(folder.with_name(self.best_checkpoint(state) or folder.name)))
         self.state = state
         return 0.0
+
+    def best_checkpoint(self, state: TrainerState) -> str | None:
+        """The name of the checkpoint that is loaded at the end; None if that is the last."""
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        return Path(best).name if best else None
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the score on the validation examples."""
