@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from secateur import PruningPlan
+from secateur.cli import main
+from secateur.loading import load_model
 from secateur.training.lora import gradient_checkpointing_quietly
 
 PAGE = Path(__file__).parents[1] / "docs" / "training-scripts.md"
@@ -73,6 +76,18 @@ def test_page_merges_and_cuts_the_model_in_memory(run):
     assert names["model"].config.num_hidden_layers == 4
     assert names["plan"].order == names["callback"].layer_scores().lowest(2)
     assert "lora" not in " ".join(name for name, _ in names["model"].named_parameters())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_plan_of_an_sft_run_applied_by_cut_leaves_the_layers_it_keeps(run, tiny_checkpoint):
+    run("trl.SFTTrainer")
+    plan = PruningPlan.load("plan.json")
+    assert main(["cut", str(tiny_checkpoint), "--plan", "plan.json", "--out", "smaller", "--quiet"]) == 0
+    dense, cut = load_model(tiny_checkpoint), load_model("smaller", strict=True)
+    assert cut.config.num_hidden_layers == len(plan.kept) == 4
+    for new, old in enumerate(plan.kept):
+        pairs = zip(cut.model.layers[new].parameters(), dense.model.layers[old].parameters(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
 
 
 def test_page_names_only_blocks_that_are_tested():

@@ -359,6 +359,14 @@ def test_an_output_that_is_not_empty_or_the_adapter_itself_is_refused(adapter, t
     assert tree(tmp_path) == before
 
 
+def test_an_earlier_adapter_is_replaced_if_asked_to(adapter, tmp_path):
+    carry_adapter(adapter, tmp_path / "out", PLAN)
+    first = tree(tmp_path / "out")
+    (tmp_path / "out" / "stale.txt").write_text("of another run")
+    carry_adapter(adapter, tmp_path / "out", PLAN, overwrite=True)
+    assert tree(tmp_path / "out") == first
+
+
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.floats(), st.text(max_size=4)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)),

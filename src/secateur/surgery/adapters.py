@@ -80,7 +80,7 @@ def carry_adapter(
         OutputError: if `target` cannot be written to.
         WriteError: if writing fails half-way. On any of these errors, nothing is left at `target`.
     """
-    folder, out = Path(adapter).expanduser(), check_output(target, overwrite=overwrite)
+    folder, out = Path(adapter).expanduser(), check_output(target, overwrite=overwrite, marker="adapter_config.json")
     check_apart(folder, out)
     settings = _read_settings(folder)
     tensors, metadata = read_header(folder / _WEIGHTS)
@@ -99,7 +99,7 @@ def carry_adapter(
     if base is not None:
         carried |= {"base_model_name_or_path": str(base), "revision": None}
     copied, left = companions(folder, {_CONFIG, _WEIGHTS})
-    with new_directory(target, overwrite=overwrite) as directory:
+    with new_directory(target, overwrite=overwrite, marker="adapter_config.json") as directory:
         write_json(directory / _CONFIG, carried)
         for name in copied:
             copy_file(folder / name, directory / name)

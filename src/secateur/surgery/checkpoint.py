@@ -27,44 +27,47 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest difference between logits that rounding explains, as a share of the largest logit."""
 
 
-def check_output(out: str | Path, *, overwrite: bool = False) -> Path:
+def check_output(out: str | Path, *, overwrite: bool = False, marker: str = "config.json") -> Path:
     """Make sure, before anything expensive, that a checkpoint can be written to `out`; nothing is created.
+
+    Args:
+        out: the directory.
+        overwrite: whether what is there may be replaced.
+        marker: the file by which what is there is known as such a checkpoint.
 
     Raises:
         OutputError: if something is there already, or its parent cannot be written to.
     """
     target = Path(out).expanduser().absolute()
     try:
-        _check_target(target, out, overwrite)
+        _check_target(target, out, overwrite, marker)
     except OSError as error:  # a name too long, a folder that must not be read
         raise OutputError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
     return target
 
 
-def _check_target(target: Path, out: str | Path, overwrite: bool) -> None:
+def _check_target(target: Path, out: str | Path, overwrite: bool, marker: str) -> None:
     if target.exists() and not target.is_dir():
         raise OutputError(f"{out} is a file; choose a directory for --out")
     if target.is_dir() and any(target.iterdir()):
         if not overwrite:
             raise OutputError(f"{out} is not empty; choose another --out, or give --overwrite to replace it")
-        if not (target / "config.json").is_file():
-            raise OutputError(
-                f"{out} is not a checkpoint (it has no config.json), so it is not replaced; choose another"
-            )
+        if not (target / marker).is_file():
+            raise OutputError(f"{out} is not a checkpoint (it has no {marker}), so it is not replaced; choose another")
     parent = next(folder for folder in target.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write to {parent}; choose an --out in a directory of yours")
 
 
 @contextmanager
-def new_directory(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_directory(out: str | Path, *, overwrite: bool = False, marker: str = "config.json") -> Iterator[Path]:
     """A temporary directory beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
 
     Raises:
         OutputError: if `out` cannot be written to.
         WriteError: if writing fails half-way, as on a full disk.
     """
-    target = check_output(out, overwrite=overwrite)
+    target = check_output(out, overwrite=overwrite, marker=marker)
     created = [folder for folder in target.parents if not folder.exists()]  # the deepest first
     temporary: Path | None = None
     try:
