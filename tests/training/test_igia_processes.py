@@ -26,20 +26,13 @@ def scored(checkpoint: Path, folder: Path, processes: int, kind: str) -> list[di
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.fixture(scope="module")
-def alone(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    (found,) = scored(tiny_checkpoint, tmp_path_factory.mktemp("processes") / "one", 1, "plain")
-    return found
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "engine"), [("ddp", "MULTI"), ("fsdp", "FSDP")])
-def test_every_rank_has_the_scores_of_one_process_with_the_same_global_batch(
-    tiny_checkpoint, tmp_path, alone, kind, engine
-):
+@pytest.mark.parametrize(("kind", "sharded"), [("trainer", False), ("loop", True)], ids=["ddp", "fsdp2"])
+def test_every_rank_has_the_scores_of_one_process_with_the_same_global_batch(tiny_checkpoint, tmp_path, kind, sharded):
+    (alone,) = scored(tiny_checkpoint, tmp_path / "one", 1, kind)
     ranks = scored(tiny_checkpoint, tmp_path / "two", 2, kind)
-    assert engine in ranks[0]["kind"]
     for rank in ranks:
+        assert rank["sharded"] is sharded
         assert rank["scores"] == ranks[0]["scores"]
         assert rank["scores"] == pytest.approx(alone["scores"], rel=1e-4)
         assert rank["matrix"] == pytest.approx(alone["matrix"], rel=1e-4)
