@@ -34,7 +34,7 @@ TUNING: dict[str, Any] = {
     "epochs": 2, "batch_size": 8, "micro_batch": 8, "max_length": 256,
     "trainer": {"train_sampling_strategy": "group_by_length"},  # less padding
 }  # fmt: skip
-RATES = {"full": 5e-5, "lora": 5e-4}
+RATES = {"full": 1e-4, "lora": 5e-4}
 
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     # name: what the table says, method, options
@@ -228,10 +228,11 @@ def table(name: str, results: list[dict[str, Any]]) -> str:
         )
     task, _, train = name.rpartition("-")
     rows = [row for row in results if (row["task"], row["train"]) == (task, train) and row.get("test")]
-    dense = next((row for row in rows if row["variant"] == "dense"), {})
+    dense = {rate(row): row for row in rows if row["variant"] == "dense"}
     head = [
         "what",
         "dropped",
+        "rate",
         "layers",
         "stability",
         "before tuning (validation)",
@@ -244,17 +245,25 @@ def table(name: str, results: list[dict[str, Any]]) -> str:
         [
             VARIANTS[row["variant"]][0],
             str(row.get("drop", 0)),
+            f"{rate(row):g}",
             " ".join(map(str, row.get("layers", []))) or "none",
             "" if row.get("stability") is None else f"{row['stability']:.2f}",
             f"{row['validation_untuned']:.3f}",
             f"{row['validation']:.3f}",
             f"{row['test']:.3f}",
             f"{row['test_interval'][0]:.3f} to {row['test_interval'][1]:.3f}",
-            f"{100 * (row['test'] - dense['test']):+.1f} points" if dense and row is not dense else "",
+            f"{100 * (row['test'] - dense[rate(row)]['test']):+.1f} points"
+            if rate(row) in dense and row["variant"] != "dense"
+            else "",
         ]
         for row in rows
     ]
     return markdown(head, body)
+
+
+def rate(row: dict[str, Any]) -> float:
+    """The learning rate of a cell's fine-tuning."""
+    return float(row["tuning"]["learning_rate"])
 
 
 def times_table() -> str:

@@ -19,11 +19,11 @@ import torch
 import yaml
 from transformers import DistilBertConfig, DistilBertModel, T5Config, T5ForConditionalGeneration
 
-from secateur import cli, pipeline
+from secateur import cli, pipeline, tuning
 from secateur.cli import main, parse_amount, parse_layers
 from secateur.errors import RequestError, TrainingDivergedError, WriteError
 
-COMMANDS = ("demo", "score", "prune", "eval")
+COMMANDS = ("demo", "score", "prune", "tune", "eval")
 QUICK = ["--elder.joint-steps=3", "--elder.first-steps=2", "--elder.round-steps=1", "--elder.steps=2"]
 SIZE = ["--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=4"]
 
@@ -434,3 +434,164 @@ def test_a_method_whose_name_has_a_dash_runs_with_its_settings(name, tiny_checkp
     command = ["score", str(tiny_checkpoint), "--method", name, "--data", str(text), "--drop", "2", "--json", "--quiet"]
     assert main([*command, "--sequence-length", "16", "--num-sequences", "8", *option]) == 0
     assert json.loads(capsys.readouterr().out)["method"] == name
+
+
+# ---- tune ------------------------------------------------------------------------------------------------------------------
+
+FEW = [
+    "--epochs=1",
+    "--batch-size=8",
+    "--learning-rate=1e-3",
+    "--gradpruner.scoring-steps=3",
+    "--gradpruner.scoring-rate=1e-2",
+]
+
+WRONG_TUNE: dict[str, tuple[str, str]] = {
+    "tune": ("missing MODEL, --data, --out", "see secateur tune --help"),
+    "tune MODEL --data TASK --out OUT": ("given: none", "one of --drop, --target-params or --layers"),
+    "tune MODEL --data TASK --out OUT --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
+    "tune MODEL --data TASK --out OUT --drop 2 --train half": ("--train", "'full', 'lora'"),
+    "tune MODEL --data TASK --out OUT --drop 2 --epocs 3": ("--epocs", "did you mean --epochs?"),
+    "tune MODEL --data TASK --out OUT --drop 2 --epochs x": ("--epochs: expects float, not 'x'", "--help"),
+    "tune MODEL --data TASK --out OUT --drop 2 --epochs 0": ("epochs must be above 0", "not 0"),
+    "tune MODEL --data TASK --out OUT --drop 2 --micro-batch 3": ("micro_batch=3", "does not divide batch_size=16"),
+    "tune MODEL --data TASK --out OUT --drop 2 --num-test 0": ("num_test must be 1 or more", "not 0"),
+    "tune MODEL --data TASK --out OUT --drop 2 --metric f1": ("f1", "--help"),
+    "tune MODEL --data TASK --out OUT --drop 2 --resume": ("nothing to resume", "leave --resume out"),
+    "tune MODEL --data TASK --out OUT --drop 2 --gradpruner.merge signs": ("'signs'", "'sign', 'sign-igia'"),
+    "tune MODEL --data TASK --out OUT --drop 2 --gradpruner.keep 2": ("keep is the share", "not 2"),
+    "tune MODEL --data TASK --out OUT --drop 2 --elder.steps 4": ("--elder.steps is a setting of elder", "--method elder"),
+    'tune MODEL --data TASK --out OUT --drop 2 --trainer {"nope":1}': ("no option 'nope'", "TrainingArguments"),
+    'tune MODEL --data TASK --out OUT --drop 2 --trainer {"optim":"nope"}': ("trainer options:", "nope"),
+    "tune MODEL --data nowhere.jsonl --out OUT --drop 2": ("'nowhere.jsonl'", "give a"),
+    "tune MODEL --data TASK --test-data SENTENCES --out OUT --drop 2": ("text examples", "the same columns"),
+    "tune MODEL --data TASK --template {txt}? --out OUT --drop 2": ("names no column with {txt}", "did you mean {text}?"),
+    "tune MODEL --data TASK --metric accuracy --test-data TASK --out OUT --drop 2": ("is also in", "give different data"),
+    "tune no/such/model --data TASK --out OUT --drop 2": ("no/such/model", "give a local checkpoint"),
+    "tune MODEL --data TASK --out FOLDER --drop 2": ("folder is not empty", "--overwrite"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def task_places(places: dict[str, str], text: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The words of `places`, and a task: thirty sums, even or odd."""
+    folder = tmp_path_factory.mktemp("task")
+    rows = [{"text": f"{a} and {b}", "label_text": ("even", "odd")[(a + b) % 2]} for a in range(10) for b in range(3)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return places | {"TASK": str(folder / "sums.jsonl"), "SENTENCES": text}
+
+
+@pytest.fixture
+def _without_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning.tune, "__kwdefaults__", {**tuning.tune.__kwdefaults__, "speed": False})
+
+
+@pytest.mark.parametrize("request_", WRONG_TUNE)
+def test_wrong_request_to_tune_exits_2_with_one_line_that_names_value_and_remedy(
+    request_: str,
+    task_places: dict[str, str],
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code = main(filled(request_, task_places))
+    line = one_line(capsys.readouterr())
+    value, remedy = WRONG_TUNE[request_]
+    assert code == 2, line
+    assert value in line
+    assert remedy in line
+    assert not list(here.iterdir())
+
+
+@pytest.mark.usefixtures("_without_speed")
+def test_tune_prints_one_json_object_equal_to_the_record(
+    task_places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tune", task_places["MODEL"], "--data", task_places["TASK"], "--drop=33%", "--out=out", "--json", *FEW]
+    assert main([*words, "--train=full", "--tune-dense"]) == 0
+    captured = capsys.readouterr()
+    shown = json.loads(captured.out)
+    assert captured.out.count("\n") == 1
+    assert shown.pop("out") == "out"
+    assert shown == json.loads((here / "out" / "secateur" / "record.json").read_text())
+    assert shown["command"].startswith("secateur tune ")
+    assert "25 training, 2 validation and 3 test examples" in captured.err  # the preflight line
+    assert len(shown["dropped"]) == 2
+    assert shown["metrics"].keys() == {"dense", "dense_tuned", "pruned"}
+    assert [path.name for path in here.iterdir()] == ["out"]
+
+
+@pytest.mark.usefixtures("_without_speed")
+def test_tune_prints_both_models_the_proof_and_what_is_next_and_quiet_nothing_else(
+    task_places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    words = ["tune", task_places["MODEL"], "--data", task_places["TASK"], "--drop=2", "--out=out", "--quiet", *FEW]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
+    head = next(line for line in lines if "95 % interval" in line)
+    for name in ("model", "layers", "parameters", "accuracy", "items", "prefill tokens/s"):
+        assert name in head
+    (dense,) = [line for line in lines if "dense, as it came" in line]
+    (pruned,) = [line for line in lines if "pruned, fine-tuned" in line]
+    assert dense.split("it came")[1].split()[0] == "6"
+    assert pruned.split("fine-tuned")[1].split()[0] == "4"
+    assert sum(line.rstrip().endswith("dropped") for line in lines) == 2  # the bars of the scores
+    assert "than the dense model on the same items" in captured.out or "the same as the dense model" in captured.out
+    assert "proven: loaded again from disk" in captured.out
+    assert lines[-1] == "the pruned model is in out, its adapter in out/adapter; next: secateur eval out --data SPEC"
+
+
+@pytest.mark.usefixtures("_without_speed")
+def test_config_file_of_tune_equals_the_same_options_and_reaches_the_trainer(
+    task_places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {
+        "data": task_places["TASK"], "drop": "2", "train": "full", "max_steps": 2, "batch_size": 4, "num_test": 2,
+        "trainer": {"lr_scheduler_type": "constant"}, "gradpruner": {"scoring_steps": 3, "merge": "none"},
+    }  # fmt: skip
+    Path("run.yaml").write_text(yaml.safe_dump(options))
+    assert main(["tune", task_places["MODEL"], "--config=run.yaml", "--out=a", "--json"]) == 0
+    by_file = json.loads(capsys.readouterr().out)
+    words = ["--train=full", "--max-steps=2", "--batch-size=4", "--num-test=2", "--drop=2", "--gradpruner.merge=none"]
+    words += ["--gradpruner.scoring-steps=3", '--trainer={"lr_scheduler_type":"constant"}']
+    assert main(["tune", task_places["MODEL"], "--data", task_places["TASK"], "--out=b", "--json", *words]) == 0
+    by_words = json.loads(capsys.readouterr().out)
+    for field in ("dropped", "scores", "method", "data", "preparation", "comparison"):
+        assert by_file[field] == by_words[field], field
+    assert by_file["training"]["settings"] == by_words["training"]["settings"]
+    rates = [entry["learning_rate"] for entry in by_file["training"]["losses"]]
+    assert len(set(rates)) == 1  # the rate is constant, as the file says
+    assert (here / "a" / "model.safetensors").read_bytes() == (here / "b" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("_without_speed")
+def test_interrupted_tune_exits_130_names_resume_and_goes_on_with_it(
+    task_places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = ["tune", task_places["MODEL"], "--data", task_places["TASK"], "--drop=2", "--out=out", "--json", *FEW]
+    for name, says in (
+        ("task_score", "interrupted: nothing half-written is left; run the same command again to start over"),
+        (
+            "prove_checkpoint",
+            f"interrupted: what was done is kept in {here}/out.work; run the same command with --resume",
+        ),
+    ):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(tuning, name, stop)
+            assert main(words) == 130
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.splitlines()[-1].startswith(says)
+        assert [path.name for path in here.iterdir()] == ([] if name == "task_score" else ["out.work"])
+    assert main(words) == 2
+    assert "add --resume to go on with it" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*words, "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["training"]["steps"] == 4
+    assert [path.name for path in here.iterdir()] == ["out"]

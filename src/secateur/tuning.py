@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from secateur.surgery.checkpoint import (
 from secateur.surgery.live import remove_layers_
 from secateur.training.lora import gradient_checkpointing_quietly
 from secateur.training.precision import Stored, round_back_, to_float32_
-from secateur.training.supervised import FineTuning, Rows, fine_tune_, rows_of
+from secateur.training.supervised import FineTuning, Rows, check_fine_tuning, fine_tune_, rows_of
 
 __all__ = ["gradpruner", "tune", "work_directory"]
 
@@ -134,6 +134,7 @@ def tune(
             rows = rows_of(data.train, model, tokenizer, max_length=tuning.max_length)
             about = describe_model(model, id=str(source), revision=revision)
         run = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=stages.progress)
+        check_fine_tuning(decoder, tuning, len(rows), validated=True, precision=run.precision)
         measure = _Measure(tokenizer, metric, tuning.max_length, stages.progress)
         stages.progress.note(_preflight(decoder, rows, data, method, tuning, drop, run, tune_dense))
 
@@ -246,6 +247,8 @@ def gradpruner(
         examples = load_examples(data, tokenizer=tokenizer) if isinstance(data, str) else data
         rows = rows_of(examples, model, tokenizer, max_length=length)
         windows = _windows(examples, model, tokenizer)
+    if tuning is not None:
+        check_fine_tuning(decoder, tuning, len(rows), validated=False, precision=run.precision)
     steps = None if tuning is None else tuning.num_steps(len(rows))
     plan = method.plan_on_task(decoder, rows, windows, drop=count, run=run, total_steps=steps)
     method.prepare_(decoder, windows, plan, run=run)
@@ -306,11 +309,15 @@ def _open_work(out: str | Path, asked: dict[str, Any], *, resume: bool) -> Path:
 @contextmanager
 def _resumable(work: Path) -> Iterator[None]:
     """Say on an interrupt what is kept; what holds nothing yet is removed."""
+    created = [folder for folder in work.parents if not folder.exists()]  # the deepest first
     try:
         yield
     except BaseException as error:
         if not (work / "start").is_dir() and not (work / "dense").is_dir():
             shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):  # not empty: somebody else uses them
+                for folder in created:
+                    folder.rmdir()
         elif isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(
                 f"what was done is kept in {work}; run the same command with --resume to go on"

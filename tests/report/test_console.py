@@ -8,7 +8,15 @@ import pytest
 from rich.console import Console
 
 from secateur.report.comparison import compared, format_bytes, format_count, format_number
-from secateur.report.console import RichProgress, comparison_table, generations_table, results_console, score_bars
+from secateur.report.console import (
+    RichProgress,
+    comparison_table,
+    difference_in_words,
+    generations_table,
+    results_console,
+    score_bars,
+    task_table,
+)
 
 METRICS = {
     "dense": {
@@ -201,3 +209,67 @@ def test_results_go_to_standard_output_and_the_rest_to_standard_error():
 def test_the_results_console_follows_a_redirected_standard_output(capsys):
     results_console().print("[bold] :smile: 1.5")
     assert capsys.readouterr().out == "[bold] :smile: 1.5\n"
+
+
+def of_task(value: float, low: float, high: float, *, metric: str = "accuracy", **more) -> dict:
+    better = metric != "perplexity"
+    task = {"metric": metric, "value": value, "interval": [low, high], "num_items": 1_200, "greater_is_better": better}
+    return {"num_layers": 30, "num_parameters": 134_515_008, "task": task, **more}
+
+
+def cells(text: str) -> list[list[str]]:
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line.strip() and "──" not in line]
+
+
+def test_task_table_is_a_row_a_model_with_its_figure_interval_and_items():
+    metrics = {
+        "dense": of_task(0.61234, 0.58, 0.6399, prefill_tokens_per_second=1234.5),
+        "dense_tuned": of_task(0.9, 0.88, 0.92),
+        "pruned": {**of_task(0.875, 0.85, 0.9), "num_layers": 18, "num_parameters": 92_000_000},
+    }
+    assert cells(drawn(task_table(metrics), width=160)) == [
+        ["model", "layers", "parameters", "accuracy", "95 % interval", "items", "prefill tokens/s"],
+        ["dense, as it came", "30", "134.5 M", "0.612", "0.580 to 0.640", "1,200", "1,234"],
+        ["dense, fine-tuned", "30", "134.5 M", "0.900", "0.880 to 0.920", "1,200", "–"],
+        ["pruned, fine-tuned", "18", "92 M", "0.875", "0.850 to 0.900", "1,200", "–"],
+    ]
+
+
+def test_task_table_of_a_large_perplexity_or_without_an_interval_is_drawn():
+    metrics = {
+        "dense": of_task(15234.6, 14000.2, 16000.0, metric="perplexity"),
+        "pruned": of_task(3.14159, math.nan, math.nan, metric="rouge_l_bertscore"),
+    }
+    head, dense, pruned = cells(drawn(task_table(metrics), width=160))
+    assert head[3] == "rouge l bertscore"  # underscores are for files
+    assert dense[3:5] == ["15,235", "14,000 to 16,000"]
+    assert pruned[3:5] == ["3.142", "–"]
+
+
+CHANCE, MORE = ", which may be chance", ", more than chance explains"
+
+
+@pytest.mark.parametrize(
+    ("metric", "difference", "low", "high", "said", "interval"),
+    [
+        ("accuracy", -0.0213, -0.0402, -0.0024, "2.1 points worse than", f"-4.0 to -0.2){MORE}"),
+        ("accuracy", 0.01, -0.02, 0.04, "1.0 points better than", f"-2.0 to +4.0){CHANCE}"),
+        ("perplexity", 1.25, 0.5, 2.0, "1.2 worse than", f"+0.5 to +2.0){MORE}"),
+        ("perplexity", -1.25, -2.0, -0.5, "1.2 better than", f"-2.0 to -0.5){MORE}"),
+        ("rouge_l", 0.003, 0.001, 0.005, "0.3 points better than", f"+0.1 to +0.5){MORE}"),
+        # equal figures are neither better nor worse, whichever way is better
+        ("accuracy", 0.0, -0.01, 0.01, "the same as", "-1.0 to +1.0)"),
+        ("perplexity", 0.0, -0.5, 0.5, "the same as", "-0.5 to +0.5)"),
+        ("accuracy", 0.0, 0.0, 0.0, "the same as", "+0.0 to +0.0)"),
+        # what would be rounded away keeps a figure
+        ("perplexity", -0.004, -0.01, 0.002, "0.004 better than", f"-0.01 to +0.002){CHANCE}"),
+        # one item says nothing about others
+        ("accuracy", -1.0, math.nan, math.nan, "100.0 points worse than", f"– to –){CHANCE}"),
+    ],
+)
+def test_difference_says_which_is_better_by_how_much_and_whether_it_is_chance(
+    metric, difference, low, high, said, interval
+):
+    metrics = {"pruned": of_task(0.5, 0.4, 0.6, metric=metric)}
+    words = difference_in_words(metrics, {"difference": difference, "low": low, "high": high}, "X")
+    assert words == f"pruned and fine-tuned it is {said} X on the same items (95 %: {interval}"

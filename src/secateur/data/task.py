@@ -107,18 +107,30 @@ class TaskSettings:
         self, given: str | None, own_split: str | None, split: str, tokenizer: PreTrainedTokenizerBase, train: Examples
     ) -> Examples | None:
         """That split of what was named, or else the data's own; None if there is neither."""
-        if given is not None:
-            examples = self._read(given, split, tokenizer, train.labels or None)
-        elif own_split is not None:
-            examples = self._read(self.data, own_split, tokenizer, train.labels or None)
-        else:
+        if given is None and own_split is None:
             return None
-        if examples.kind != train.kind:
+        spec, split = (given, split) if given is not None else (self.data, own_split or split)
+        labels = train.labels or None
+        try:
+            examples = self._read(spec, split, tokenizer, labels)
+        except DataError:
+            plain = self._without_labels(spec, split, tokenizer) if labels else None
+            if plain is None or plain.labels:
+                raise
+            examples = plain
+        if _task_of(examples) != _task_of(train):
             raise DataError(
-                f"{given or self.data} holds {examples.kind} examples, but the training data {train.kind} examples; "
+                f"{spec} holds {_task_of(examples)} examples, but the training data {_task_of(train)} examples; "
                 "give data with the same columns"
             )
         return examples
+
+    def _without_labels(self, spec: str, split: str, tokenizer: PreTrainedTokenizerBase) -> Examples | None:
+        """What the data is by itself, if it can be read."""
+        try:
+            return self._read(spec, split, tokenizer, None)
+        except DataError:
+            return None
 
     def _read(
         self, spec: str, split: str, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...] | None
@@ -140,6 +152,10 @@ def windows_of(examples: Examples, tokenizer: Any, *, sequence_length: int, num_
         raise DataError(f"{examples.spec} has {len(stream)} tokens in all; give more examples")
     count = min(len(stream) // length, num_sequences)
     return TokenBatches(input_ids=stream[: count * length].view(count, length), batch_size=4, spec=examples.spec)
+
+
+def _task_of(examples: Examples) -> str:
+    return "classification" if examples.labels else examples.kind
 
 
 def _share_of(examples: Examples) -> int:

@@ -310,13 +310,12 @@ def task_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
             continue
         row, task = metrics[key], metrics[key]["task"]
         speed = row.get("prefill_tokens_per_second")
-        low, high = task["interval"]
         table.add_row(
             name,
             str(row["num_layers"]),
             format_count(row["num_parameters"]),
             f"{task['value']:.3f}" if task["value"] < 10 else format_number(task["value"]),
-            f"{low:.3f} to {high:.3f}" if high < 10 else f"{format_number(low)} to {format_number(high)}",
+            _interval(*task["interval"]),
             f"{task['num_items']:,}",
             MISSING if speed is None else format_number(speed),
         )
@@ -330,9 +329,21 @@ def difference_in_words(metrics: Mapping[str, Mapping[str, Any]], difference: Ma
     size, low, high = (scale * difference[name] for name in ("difference", "low", "high"))
     if size:
         better = "better" if (size > 0) == task["greater_is_better"] else "worse"
-        amount = f"{abs(size):.1f}" if abs(size) >= 0.05 else f"{abs(size):.1g}"
-        said = f"{amount}{unit} {better} than"
+        said = f"{_signed(abs(size))[1:]}{unit} {better} than"
     else:
         said = "the same as"
     verdict = ", more than chance explains" if low > 0 or high < 0 else ", which may be chance" if size else ""
-    return f"pruned and fine-tuned it is {said} {than} on the same items (95 %: {low:+.1f} to {high:+.1f}){verdict}"
+    return f"pruned and fine-tuned it is {said} {than} on the same items (95 %: {_signed(low)} to {_signed(high)}){verdict}"
+
+
+def _signed(value: float) -> str:
+    """A difference with a decimal, or a figure where that would be none."""
+    if math.isnan(value):
+        return MISSING
+    return f"{value:+.1g}" if 0 < abs(value) < 0.05 else f"{value:+.1f}"
+
+
+def _interval(low: float, high: float) -> str:
+    if math.isnan(low):
+        return MISSING
+    return f"{low:.3f} to {high:.3f}" if high < 10 else f"{format_number(low)} to {format_number(high)}"

@@ -36,6 +36,9 @@ def lora_config(decoder: Decoder, *, rank: int, alpha: int, dropout: float = 0.0
 
     Modules are named by their last part where nothing outside the decoder layers (the language-model head aside, which
     peft leaves out by itself) is called so, and in full elsewhere.
+
+    Raises:
+        RequestError: if dropout is asked for where experts are stacked in one parameter.
     """
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
@@ -72,6 +75,10 @@ def lora_config(decoder: Decoder, *, rank: int, alpha: int, dropout: float = 0.0
         named = {f"{name}.weight" for name in linear if name.rpartition(".")[2] in last}
         config.target_modules -= lost
         config.target_parameters = sorted({*stacked, *named})
+    if dropout and config.target_parameters:
+        raise RequestError(
+            f"peft has no dropout before adapters of stacked experts; choose lora_dropout=0, not {dropout:g}"
+        )
     return config
 
 
@@ -111,15 +118,11 @@ def attach_lora(decoder: Decoder, *, rank: int, alpha: int, dropout: float = 0.0
     """Wrap the decoder's model with fresh adapters; `unload` or `merge_and_unload` of the result takes them off again.
 
     Raises:
-        RequestError: if dropout is asked for where experts are stacked in one parameter; nothing was changed.
+        RequestError: as `lora_config` says; nothing was changed.
     """
     from peft import get_peft_model
 
     config = lora_config(decoder, rank=rank, alpha=alpha, dropout=dropout)
-    if dropout and config.target_parameters:
-        raise RequestError(
-            f"peft has no dropout before adapters of stacked experts; choose lora_dropout=0, not {dropout:g}"
-        )
     torch.manual_seed(seed)
     with gradient_checkpointing_quietly():
         model = get_peft_model(decoder.model, config)

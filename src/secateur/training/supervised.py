@@ -31,12 +31,22 @@ from secateur.errors import RequestError, TrainingDivergedError
 from secateur.loading import quiet_transformers
 from secateur.progress import Progress, Silent
 from secateur.training.igia import IGIACallback
-from secateur.training.lora import attach_lora
+from secateur.training.lora import attach_lora, lora_config
 
 if TYPE_CHECKING:
     from secateur.data.examples import Examples
 
-__all__ = ["FineTuning", "Rows", "Scoring", "fine_tune_", "one_of", "rows_of", "rows_of_windows", "score_layers"]
+__all__ = [
+    "FineTuning",
+    "Rows",
+    "Scoring",
+    "check_fine_tuning",
+    "fine_tune_",
+    "one_of",
+    "rows_of",
+    "rows_of_windows",
+    "score_layers",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +86,11 @@ class Scoring:
     """Examples per optimiser step."""
 
     def __post_init__(self) -> None:
-        steps = self.scoring_steps
-        if steps is not None and not (0 < steps < 1 if isinstance(steps, float) else steps >= 2):
-            raise RequestError(f"scoring_steps is a count of 2 or more, or a share between 0 and 1, not {steps:g}")
+        steps, least = self.scoring_steps, self._least_steps
+        if steps is not None and not (0 < steps < 1 if isinstance(steps, float) else steps >= least):
+            raise RequestError(
+                f"scoring_steps is a count of {least} or more, or a share between 0 and 1, not {steps:g}"
+            )
         one_of(self, "gradients")
         _above_zero(self, "scoring_rank", "scoring_alpha", "scoring_rate", "scoring_batch")
         _shares(self, "scoring_warmup")
@@ -89,7 +101,12 @@ class Scoring:
         steps = self.scoring_steps
         if steps is None:
             return max(10, math.ceil(0.01 * total_steps))
-        return max(2, math.ceil(steps * total_steps)) if isinstance(steps, float) else steps
+        return max(self._least_steps, math.ceil(steps * total_steps)) if isinstance(steps, float) else steps
+
+    @property
+    def _least_steps(self) -> int:
+        """Steps until a gradient is not 0: LoRA's B is 0 at the first, and still is at the second if the rate begins at 0."""
+        return 3 if self.gradients == "lora" and self.scoring_warmup else 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +310,19 @@ def _borrowed(model: nn.Module, *, weights: bool) -> Iterator[None]:
                 parameter.grad = gradient
             for module, training in modes.items():
                 module.training = training
+
+
+def check_fine_tuning(
+    decoder: Decoder, settings: FineTuning, num_examples: int, *, validated: bool, precision: torch.dtype | None = None
+) -> None:
+    """Make sure, before anything expensive, that a model can be fine-tuned so; nothing is changed.
+
+    Raises:
+        RequestError: if `settings.trainer` makes no sense, or peft cannot do what is asked for.
+    """
+    _arguments(settings, num_examples, Path("unused"), validated, True, precision, 0, validated)
+    if settings.train == "lora":
+        lora_config(decoder, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout)
 
 
 def fine_tune_(

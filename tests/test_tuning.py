@@ -1,0 +1,672 @@
+"""`tune` end to end on the tiny checkpoint: against its parts put together by hand, and against itself interrupted."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from secateur import tuning
+from secateur.data import TokenBatches
+from secateur.data.examples import load_examples
+from secateur.data.task import TaskSettings, windows_of
+from secateur.decoder import Decoder
+from secateur.errors import DataError, OutputError, PlanError, ProofError, RequestError
+from secateur.evaluation.tasks import paired_difference, task_score
+from secateur.methods.gradpruner import GradPruner
+from secateur.methods.shortgpt import ShortGPT
+from secateur.plan import PruningPlan
+from secateur.progress import Silent
+from secateur.request import Pruned, Target
+from secateur.surgery.live import remove_layers_
+from secateur.training import supervised
+from secateur.training.lora import gradient_checkpointing_quietly
+from secateur.training.supervised import FineTuning, fine_tune_, rows_of, rows_of_windows
+from secateur.tuning import gradpruner, tune, work_directory
+
+QUICK: dict[str, Any] = {"scoring_steps": 0.4, "scoring_rank": 2, "scoring_rate": 1e-2}
+METHOD = GradPruner(**QUICK)
+SCORED = 4  # steps, of the eight of a fine-tuning
+FEW: dict[str, Any] = {"epochs": 2, "batch_size": 8, "micro_batch": 4, "learning_rate": 3e-3, "lora_rank": 2}
+SEED = 5
+
+
+def settings(train: Any, **more: Any) -> FineTuning:
+    return FineTuning(train=train, **FEW | more)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Thirty sums, classified by whether they are even."""
+    path = tmp_path_factory.mktemp("task") / "sums.jsonl"
+    rows = [{"text": f"{a} and {b}", "label_text": ("even", "odd")[(a + b) % 2]} for a in range(10) for b in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def run(checkpoint: Path, data: str, out: Path, **options: Any) -> Pruned:
+    train = options.pop("train", "full")
+    options = {
+        "task": TaskSettings(data=data), "target": Target(drop=2), "method": METHOD, "tuning": settings(train),
+        "precision": "fp32", "speed": False, "seed": SEED, "command": ["secateur", "tune"], **options,
+    }  # fmt: skip
+    return tune(checkpoint, out=out, **options)
+
+
+class ByHand:
+    """The parts of `tune`, one after the other, without files between them."""
+
+    def __init__(
+        self, checkpoint: Path, data: str, tuned: FineTuning, work: Path, plan: PruningPlan | None = None
+    ) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        self.task = TaskSettings(data=data).load(tokenizer, SEED)
+        self.rows = rows_of(self.task.train, self.model, tokenizer, max_length=tuned.max_length)
+        self.windows = windows_of(self.task.train, tokenizer, sequence_length=256, num_sequences=128)
+        decoder, about = Decoder(self.model), tuning.Run(seed=SEED)
+        steps = tuned.num_steps(len(self.rows))
+        self.plan = plan or METHOD.plan_on_task(decoder, self.rows, self.windows, drop=2, run=about, total_steps=steps)
+        METHOD.prepare_(decoder, self.windows, self.plan, run=about)
+        remove_layers_(self.model, self.plan.dropped)
+        self.start = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+        self.tuned, self.report = fine_tune_(
+            Decoder(self.model), self.rows, settings=tuned, work=work, seed=SEED,
+            validate=lambda model: {"score": task_score(model, tokenizer, self.task.validation).value},
+        )  # fmt: skip
+
+
+def probe() -> torch.Tensor:
+    return torch.randint(3, 120, (2, 20), generator=torch.Generator().manual_seed(0))
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=probe(), use_cache=False).logits
+    return found
+
+
+def dtypes(path: Path) -> set[str]:
+    with safe_open(path / "model.safetensors", "pt") as file:
+        return {str(file.get_tensor(name).dtype) for name in file.keys()}  # noqa: SIM118  no mapping
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, data: str) -> dict[str, Pruned]:
+    """One run of each way to train, shared: do not write into them."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return {train: run(tiny_checkpoint, data, folder / train, train=train) for train in ("full", "lora")}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_in_the_working_directory(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("cwd")
+    monkeypatch.chdir(folder)
+    yield
+    assert not list(folder.iterdir())
+
+
+# ---- what is written -------------------------------------------------------------------------------------------------------
+
+
+def test_full_run_equals_its_parts_put_together_by_hand(
+    undisturbed: dict[str, Pruned], tiny_checkpoint: Path, data: str, tmp_path: Path
+) -> None:
+    result = undisturbed["full"]
+    parts = ByHand(tiny_checkpoint, data, settings("full"), tmp_path)
+    assert result.plan == parts.plan
+    written = AutoModelForCausalLM.from_pretrained(result.path)
+    for name, weight in parts.model.named_parameters():
+        assert torch.equal(weight, written.get_parameter(name)), name
+        assert not torch.equal(weight, parts.start[name]), name
+    for field in ("steps", "examples", "validation", "best_step"):
+        assert result.record["training"][field] == parts.report[field]
+
+
+def test_record_and_plan_say_what_was_done(undisturbed: dict[str, Pruned], tiny_checkpoint: Path, data: str) -> None:
+    result = undisturbed["full"]
+    out, record = result.path, json.loads((result.path / "secateur" / "record.json").read_text())
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "generation_config.json"):
+        assert (out / name).is_file(), name
+    assert PruningPlan.load(out / "secateur" / "plan.json") == result.plan
+    assert tuple(record["dropped"]) == result.plan.dropped
+    assert record["scores"] == list(result.plan.scores or ())
+    assert record["method"] == {"name": "gradpruner", "options": METHOD.options()}
+    assert {row["layer"]: row["into"] for row in record["preparation"]["merge"]} == result.plan.merges
+    assert record["training"]["settings"] == {**FEW, **vars(settings("full"))}
+    assert (record["adapter"], record["seed"], record["model"]["id"]) == (False, SEED, str(tiny_checkpoint))
+    assert {name: part["examples"] for name, part in record["data"].items()} == {
+        "train": 25,
+        "validation": 2,
+        "test": 3,
+    }
+    assert record["timings"].keys() == {
+        "load", "measure dense", "choose and cut", "fine-tune", "prove", "measure pruned",
+    }  # fmt: skip
+    # what was measured is what lies on the disk, and the items are the same
+    dense, small = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_checkpoint, out))
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    test = TaskSettings(data=data).load(tokenizer, SEED).test
+    scores = {name: task_score(model, tokenizer, test) for name, model in (("dense", dense), ("pruned", small))}
+    for name, model in (("dense", dense), ("pruned", small)):
+        assert record["metrics"][name]["task"] == json.loads(json.dumps(scores[name].describe()))
+        assert record["metrics"][name]["num_parameters"] == sum(weight.numel() for weight in model.parameters())
+        assert record["metrics"][name]["num_layers"] == model.config.num_hidden_layers
+    difference = paired_difference(scores["pruned"], scores["dense"])
+    assert record["comparison"] == {"dense": dict(zip(("difference", "low", "high"), difference, strict=True))}
+    assert small.config.use_cache == dense.config.use_cache
+    assert len(small.model.layers) == 4
+
+
+def test_nothing_but_the_checkpoint_is_left(undisturbed: dict[str, Pruned]) -> None:
+    folder = undisturbed["full"].path.parent
+    assert sorted(path.name for path in folder.iterdir()) == ["full", "lora"]
+
+
+def test_saved_adapter_loads_onto_the_saved_base_and_gives_the_trained_models_logits(
+    undisturbed: dict[str, Pruned], tiny_checkpoint: Path, data: str, tmp_path: Path
+) -> None:
+    result = undisturbed["lora"]
+    parts = ByHand(tiny_checkpoint, data, settings("lora"), tmp_path)
+    expected = logits(parts.tuned)
+    base = AutoModelForCausalLM.from_pretrained(result.path)
+    for name, weight in base.named_parameters():  # the pruned model as it was before its fine-tuning
+        assert torch.equal(weight, parts.start[name]), name
+    plain = logits(base)
+    with gradient_checkpointing_quietly():
+        adapted = PeftModel.from_pretrained(base, result.path / "adapter")
+    assert torch.allclose(logits(adapted), expected, atol=1e-5)
+    assert (plain - expected).abs().max() > 1e-2
+    with gradient_checkpointing_quietly():  # by itself it finds its base
+        found = AutoPeftModelForCausalLM.from_pretrained(result.path / "adapter")
+    assert torch.allclose(logits(found), expected, atol=1e-5)
+    assert result.record["adapter"]
+    count = sum(weight.numel() for weight in adapted.parameters())
+    assert result.record["metrics"]["pruned"]["num_parameters"] == count
+
+
+def test_merged_adapters_are_one_plain_checkpoint_with_the_same_logits(
+    undisturbed: dict[str, Pruned], tiny_checkpoint: Path, data: str, tmp_path: Path
+) -> None:
+    with gradient_checkpointing_quietly():
+        adapted = AutoPeftModelForCausalLM.from_pretrained(undisturbed["lora"].path / "adapter")
+    result = run(tiny_checkpoint, data, tmp_path / "out", train="lora", merge_adapters=True, speed=True)
+    assert not (result.path / "adapter").exists()
+    assert not result.record["adapter"]
+    merged = AutoModelForCausalLM.from_pretrained(result.path)
+    assert torch.allclose(logits(merged), logits(adapted), atol=1e-4)
+    assert result.record["metrics"]["pruned"]["num_parameters"] == merged.num_parameters()
+    for name in ("dense", "pruned"):
+        assert result.record["metrics"][name]["prefill_tokens_per_second"] > 0
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, data: str) -> tuple[Path, Pruned]:
+    """A checkpoint that is stored in bfloat16, and an undisturbed run on it."""
+    folder = tmp_path_factory.mktemp("half")
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    model.to(torch.bfloat16).save_pretrained(folder / "source")
+    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(folder / "source")
+    return folder / "source", run(folder / "source", data, folder / "out")
+
+
+def test_bfloat16_checkpoint_is_trained_in_float32_and_written_in_bfloat16(
+    half: tuple[Path, Pruned], data: str, tmp_path: Path
+) -> None:
+    source, result = half
+    assert dtypes(source) == dtypes(result.path) == {"torch.bfloat16"}
+    assert json.loads((result.path / "config.json").read_text())["dtype"] == "bfloat16"
+    parts = ByHand(source, data, settings("full"), tmp_path)  # in float32, rounded once at the end
+    written = AutoModelForCausalLM.from_pretrained(result.path)
+    for name, weight in parts.model.named_parameters():
+        assert torch.equal(weight.to(torch.bfloat16), written.get_parameter(name)), name
+
+
+def test_lora_leaves_a_bfloat16_checkpoint_in_bfloat16(half: tuple[Path, Pruned], data: str, tmp_path: Path) -> None:
+    result = run(half[0], data, tmp_path / "out", tuning=settings("lora", max_steps=1))
+    assert dtypes(result.path) == {"torch.bfloat16"}
+
+
+def test_given_layers_are_those_that_go(tiny_checkpoint: Path, data: str, tmp_path: Path) -> None:
+    method = GradPruner(merge="none")
+    tuned = settings("lora", max_steps=1)
+    result = run(tiny_checkpoint, data, tmp_path / "out", tuning=tuned, target=Target(layers=(4, 1)), method=method)
+    assert (result.plan.dropped, result.plan.method, result.record["scores"]) == ((1, 4), "given", None)
+    assert result.record["preparation"] == {}
+    dense, small = (AutoModelForCausalLM.from_pretrained(path) for path in (tiny_checkpoint, result.path))
+    for new, old in enumerate((0, 2, 3, 5)):
+        for name, weight in small.model.layers[new].named_parameters():
+            assert torch.equal(weight, dense.model.layers[old].get_parameter(name))
+
+
+def test_given_layers_are_merged_by_the_scores_of_the_method(tiny_checkpoint: Path, data: str, tmp_path: Path) -> None:
+    tuned = settings("full", max_steps=1)
+    result = run(tiny_checkpoint, data, tmp_path / "out", target=Target(layers=(4, 1)), tuning=tuned)
+    plan = PruningPlan(num_layers=6, order=(4, 1), method="given")
+    parts = ByHand(tiny_checkpoint, data, tuned, tmp_path / "work", plan)
+    written = AutoModelForCausalLM.from_pretrained(result.path)
+    assert all(torch.equal(weight, written.get_parameter(name)) for name, weight in parts.model.named_parameters())
+
+
+def test_other_methods_choose_on_windows_of_the_training_text(
+    tiny_checkpoint: Path, data: str, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    options = {"method": "shortgpt", "target": Target(drop=0.33), "tuning": settings("full", max_steps=1)}
+    result = run(tiny_checkpoint, data, tmp_path / "out", **options)
+    train = TaskSettings(data=data).load(tiny_tokenizer, SEED).train
+    windows = windows_of(train, tiny_tokenizer, sequence_length=256, num_sequences=128)
+    expected = ShortGPT().plan(Decoder(AutoModelForCausalLM.from_pretrained(tiny_checkpoint).eval()), windows, drop=2)
+    assert result.plan.order == expected.order
+    assert list(result.plan.scores or ()) == pytest.approx(list(expected.scores or ()), rel=1e-6)
+    assert result.record["method"]["name"] == "shortgpt"
+
+
+@pytest.fixture(scope="module")
+def with_dense(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, data: str) -> Pruned:
+    """A run in which the dense model is fine-tuned, too."""
+    return run(tiny_checkpoint, data, tmp_path_factory.mktemp("dense") / "out", tune_dense=True)
+
+
+def test_dense_model_is_fine_tuned_alike_for_comparison(
+    with_dense: Pruned, tiny_checkpoint: Path, data: str, tmp_path: Path
+) -> None:
+    record = with_dense.record
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint).eval()
+    task = TaskSettings(data=data).load(tokenizer, SEED)
+    rows = rows_of(task.train, model, tokenizer, max_length=1024)
+    tuned, report = fine_tune_(
+        Decoder(model), rows, settings=settings("full"), work=tmp_path / "work", seed=SEED,
+        validate=lambda model: {"score": task_score(model, tokenizer, task.validation).value},
+    )  # fmt: skip
+    found = record["metrics"]["dense_tuned"]
+    assert found["num_layers"] == 6
+    assert found["task"] == json.loads(json.dumps(task_score(tuned, tokenizer, task.test).describe()))
+    assert found["training"]["best_step"] == report["best_step"]
+    assert [entry["loss"] for entry in found["training"]["losses"]] == [entry["loss"] for entry in report["losses"]]
+    assert record["comparison"].keys() == {"dense", "dense_tuned"}
+    pruned, dense = (record["metrics"][name]["task"]["value"] for name in ("pruned", "dense_tuned"))
+    assert record["comparison"]["dense_tuned"]["difference"] == pytest.approx(pruned - dense)
+
+
+def test_completions_are_judged_by_the_lowest_perplexity(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sums.jsonl"
+    rows = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(8) for b in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tuned = settings("full", epochs=3, learning_rate=3e-2)  # too fast: it gets worse again
+    record = run(tiny_checkpoint, str(path), tmp_path / "out", tuning=tuned).record
+    task, validation = record["metrics"]["pruned"]["task"], record["training"]["validation"]
+    assert (task["metric"], task["greater_is_better"]) == ("perplexity", False)
+    assert record["training"]["best_step"] == min(validation, key=lambda entry: entry["score"])["step"]
+
+
+# ---- interrupted -----------------------------------------------------------------------------------------------------------
+
+
+def stop(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, call: int = 1, after: bool = True) -> None:
+    """Ctrl-C in the given call of a function, when it has done its work or before."""
+    original, calls = getattr(owner, name), [0]
+
+    def run_and_stop(*args: Any, **rest: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call and not after:
+            raise KeyboardInterrupt
+        result = original(*args, **rest)
+        if calls[0] == call:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, run_and_stop)
+
+
+EARLY = {
+    "load": (tuning, "load_model"),
+    "measure dense": (tuning, "task_score"),
+    "choose": (GradPruner, "plan_on_task"),
+    "prepare": (GradPruner, "prepare_"),
+    "save the start": (tuning, "save_checkpoint"),
+}
+
+
+@pytest.mark.parametrize("phase", EARLY)
+def test_interrupt_before_the_cut_is_done_leaves_nothing(
+    tiny_checkpoint: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    stop(monkeypatch, *EARLY[phase])
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(tiny_checkpoint, data, tmp_path / "new" / "out")
+    assert not caught.value.args
+    assert not list(tmp_path.iterdir())
+
+
+def interrupted(checkpoint: Path, data: str, out: Path, **options: Any) -> None:
+    """What is there after an interrupt: the work directory alone; and the message says how to go on."""
+    with pytest.raises(KeyboardInterrupt, match=r"is kept in .*out\.work; run the same command with --resume"):
+        run(checkpoint, data, out, **options)
+    assert [path.name for path in out.parent.iterdir()] == ["out.work"]
+    assert work_directory(out) == out.parent / "out.work"
+    assert not list(work_directory(out).glob(".*"))  # no half of anything
+
+
+def resumed(checkpoint: Path, data: str, out: Path, expected: Pruned, **options: Any) -> None:
+    """The run that goes on must end as the undisturbed did, byte for byte."""
+    result = run(checkpoint, data, out, resume=True, **options)
+    files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(expected.path) for path in expected.path.rglob("*") if path.is_file())
+    for file in files:
+        if file.suffix == ".safetensors" or file.name in ("plan.json", "config.json", "tokenizer.json"):
+            assert (out / file).read_bytes() == (expected.path / file).read_bytes(), file
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    for field in ("scores", "dropped", "preparation", "comparison", "data"):
+        assert result.record[field] == expected.record[field], field
+    for field in ("steps", "validation", "best_step"):
+        assert result.record["training"][field] == expected.record["training"][field], field
+    assert result.record["metrics"]["pruned"]["task"] == expected.record["metrics"]["pruned"]["task"]
+
+
+@pytest.mark.parametrize(
+    ("train", "owner", "name", "call", "after"),
+    [
+        ("full", tuning, "fine_tune_", 1, False),  # nothing trained yet
+        ("full", supervised._Advance, "on_step_end", SCORED + 3, True),  # within the first epoch
+        ("lora", supervised._Advance, "on_step_end", SCORED + 6, True),  # within the second
+        ("lora", tuning, "prove_checkpoint", 1, True),
+        ("full", tuning, "write_about", 1, True),  # written, measured, but not in its place
+    ],
+    ids=["before", "first epoch", "second epoch", "prove", "record"],
+)
+def test_resumed_run_ends_with_the_bytes_of_the_undisturbed(
+    undisturbed: dict[str, Pruned],
+    tiny_checkpoint: Path,
+    data: str,
+    tmp_path: Path,
+    train: str,
+    owner: Any,
+    name: str,
+    call: int,
+    after: bool,
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop(monkeypatch, owner, name, call=call, after=after)
+        interrupted(tiny_checkpoint, data, out, train=train)
+    with pytest.MonkeyPatch.context() as monkeypatch:  # what was chosen is not chosen again
+
+        def choose(*_: Any, **__: Any) -> None:
+            raise AssertionError("chosen again")
+
+        monkeypatch.setattr(GradPruner, "plan_on_task", choose)
+        resumed(tiny_checkpoint, data, out, undisturbed[train], train=train)
+
+
+def test_run_that_is_interrupted_twice_ends_alike(
+    undisturbed: dict[str, Pruned], tiny_checkpoint: Path, data: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for call, resume in ((SCORED + 6, False), (2, True)):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            stop(monkeypatch, supervised._Advance, "on_step_end", call=call)
+            interrupted(tiny_checkpoint, data, out, train="full", resume=resume)
+    resumed(tiny_checkpoint, data, out, undisturbed["full"], train="full")
+
+
+def test_bfloat16_run_is_resumed_in_float32(half: tuple[Path, Pruned], data: str, tmp_path: Path) -> None:
+    source, whole = half
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop(monkeypatch, supervised._Advance, "on_step_end", call=SCORED + 6)
+        interrupted(source, data, tmp_path / "out")
+    resumed(source, data, tmp_path / "out", whole)
+
+
+def test_interrupted_dense_fine_tuning_is_resumed(
+    with_dense: Pruned, tiny_checkpoint: Path, data: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop(monkeypatch, supervised._Advance, "on_step_end", call=6)
+        interrupted(tiny_checkpoint, data, out, tune_dense=True)
+    assert not (work_directory(out) / "start").exists()
+    resumed(tiny_checkpoint, data, out, with_dense, tune_dense=True)
+    found, expected = (
+        json.loads((path / "secateur" / "record.json").read_text())["metrics"]["dense_tuned"]
+        for path in (out, with_dense.path)
+    )
+    assert found["task"] == expected["task"]
+    assert found["training"]["validation"] == expected["training"]["validation"]
+
+
+def test_checkpoint_in_its_place_stays_until_the_new_one_is_proven(
+    tiny_checkpoint: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    with pytest.raises(OutputError, match="is not empty"):
+        run(tiny_checkpoint, data, out)
+    stop(monkeypatch, tuning, "prove_checkpoint")
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_checkpoint, data, out, overwrite=True)
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("config.json", "old")]
+    run(tiny_checkpoint, data, out, overwrite=True, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "model.safetensors").is_file()
+
+
+def test_run_goes_on_only_when_asked_to_and_only_as_it_began(tiny_checkpoint: Path, data: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(
+        RequestError, match=r"nothing to resume: .*out\.work holds no unfinished run; leave --resume out"
+    ):
+        run(tiny_checkpoint, data, out, resume=True)
+    assert not list(tmp_path.iterdir())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop(monkeypatch, tuning, "fine_tune_", after=False)
+        interrupted(tiny_checkpoint, data, out)
+    there = sorted(work_directory(out).rglob("*"))
+    with pytest.raises(
+        RequestError, match=r"out\.work holds an unfinished run; add --resume to go on with it, or remove"
+    ):
+        run(tiny_checkpoint, data, out)
+    for other, named in (
+        ({"tuning": settings("full", epochs=3)}, "tuning"),
+        ({"train": "lora"}, "tuning"),
+        ({"target": Target(drop=3)}, "target"),
+        ({"method": GradPruner()}, "method"),
+        ({"method": "shortgpt"}, "method"),
+        ({"task": TaskSettings(data=data, num_test=3)}, "task"),
+        ({"metric": "perplexity"}, "metric"),
+        ({"seed": 6}, "seed"),
+        ({"dtype": "bfloat16"}, "dtype"),
+        ({"precision": "bf16"}, "precision"),
+    ):
+        with pytest.raises(
+            RequestError, match=rf"the unfinished run in .*out\.work had another {named}; give the same"
+        ):
+            run(tiny_checkpoint, data, out, resume=True, **other)
+    assert sorted(work_directory(out).rglob("*")) == there
+
+
+def test_directory_of_somebody_else_in_the_place_of_the_work_is_refused_and_left_alone(
+    tiny_checkpoint: Path, data: str, tmp_path: Path
+) -> None:
+    mine = tmp_path / "out.work" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(OutputError, match=r"out\.work is needed while the run lasts, and holds something else; choose"):
+        run(tiny_checkpoint, data, tmp_path / "out")
+    assert mine.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"target": Target(drop=6)}, PlanError, r"cannot drop 6 of 6 layers; choose 1\.\.5"),
+        ({"target": Target(layers=(9,))}, PlanError, r"the model has no layer 9; its layers are 0\.\.5"),
+        ({"target": Target(target_params=0.01)}, PlanError, "cannot get down to 1 % of the parameters"),
+        ({"method": "gradprune"}, RequestError, "unknown method 'gradprune'; did you mean 'gradpruner'"),
+        ({"task": TaskSettings(data="nowhere.jsonl")}, DataError, "nowhere.jsonl"),
+        ({"task": TaskSettings(data="EMPTY")}, DataError, "is empty"),
+        ({"metric": "acuracy"}, RequestError, "unknown metric 'acuracy'; choose one of auto, accuracy"),
+        ({"tuning": settings("full", trainer={"optim": "no-such"})}, RequestError, "trainer options: .*no-such"),
+        ({"tuning": settings("full", max_length=3)}, DataError, "completion ' (even|odd)' has [45] tokens"),
+    ],
+)  # fmt: skip
+def test_wrong_request_is_refused_and_leaves_nothing(
+    tiny_checkpoint: Path, data: str, tmp_path: Path, wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    if "task" in wrong and wrong["task"].data == "EMPTY":
+        empty = tmp_path / "task" / "empty.jsonl"
+        empty.parent.mkdir()
+        empty.touch()
+        wrong = {"task": TaskSettings(data=str(empty))}
+    with pytest.raises(error, match=message) as caught:
+        run(tiny_checkpoint, data, tmp_path / "out", **wrong)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} <= {"task"}
+
+
+def test_adapter_that_was_not_written_as_it_was_trained_is_not_handed_over(
+    tiny_checkpoint: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = PeftModel.save_pretrained
+
+    def spoil(self: Any, directory: Any, **rest: Any) -> None:
+        original(self, directory, **rest)
+        if Path(directory).name == "adapter":
+            with torch.no_grad():
+                for name, weight in self.named_parameters():
+                    if "lora_B" in name:
+                        weight.mul_(2)
+            original(self, directory, **rest)
+            with torch.no_grad():
+                for name, weight in self.named_parameters():
+                    if "lora_B" in name:
+                        weight.div_(2)
+
+    monkeypatch.setattr(PeftModel, "save_pretrained", spoil)
+    with pytest.raises(ProofError, match="the written adapter's logits differ by"):
+        run(tiny_checkpoint, data, tmp_path / "out", train="lora")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- in memory -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def windows() -> TokenBatches:
+    return TokenBatches(torch.randint(3, 120, (8, 24), generator=torch.Generator().manual_seed(1)), 4, "made up")
+
+
+def test_model_in_memory_is_scored_merged_and_cut(tiny_model: Any, tiny_tokenizer: Any, windows: TokenBatches) -> None:
+    twin = copy.deepcopy(tiny_model)
+    plan = gradpruner(tiny_model, tiny_tokenizer, windows, drop=0.33, seed=3, precision="fp32", **QUICK)
+    decoder, about = Decoder(twin), tuning.Run(seed=3)
+    expected = METHOD.plan(decoder, windows, drop=2, run=about)
+    METHOD.prepare_(decoder, windows, expected, run=about)
+    remove_layers_(twin, expected.dropped)
+    assert plan == expected
+    assert len(tiny_model.model.layers) == tiny_model.config.num_hidden_layers == 4
+    for (name, one), other in zip(tiny_model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert tiny_model.generate(probe(), max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (2, 23)
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_model_in_memory_is_fine_tuned_after_the_cut_if_asked_to(
+    tiny_model: Any, tiny_tokenizer: Any, data: str, tmp_path: Path, train: str
+) -> None:
+    twin, tuned, examples = copy.deepcopy(tiny_model), settings(train, max_steps=2), load_examples(data)
+    given: Any = data if train == "full" else examples
+    plan = gradpruner(tiny_model, tiny_tokenizer, given, drop=2, tuning=tuned, seed=SEED, precision="fp32", **QUICK)
+    rows = rows_of(examples, twin, tiny_tokenizer, max_length=tuned.max_length)
+    texts = windows_of(examples, tiny_tokenizer, sequence_length=256, num_sequences=128)
+    decoder, about = Decoder(twin), tuning.Run(seed=SEED)
+    expected = METHOD.plan_on_task(decoder, rows, texts, drop=2, run=about, total_steps=tuned.num_steps(len(rows)))
+    METHOD.prepare_(decoder, texts, expected, run=about)
+    remove_layers_(twin, expected.dropped)
+    result, _ = fine_tune_(Decoder(twin), rows, settings=tuned, work=tmp_path, seed=SEED, save=False)
+    if train == "lora":
+        result.merge_and_unload()
+    assert plan == expected
+    assert [name for name, _ in tiny_model.named_parameters()] == [name for name, _ in twin.named_parameters()]
+    assert all(weight.requires_grad and weight.grad is None for weight in tiny_model.parameters())
+    for (name, one), other in zip(tiny_model.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_model_in_memory_is_fine_tuned_on_windows_of_text_too(
+    tiny_model: Any, tiny_tokenizer: Any, windows: TokenBatches, tmp_path: Path
+) -> None:
+    before = copy.deepcopy(tiny_model)
+    gradpruner(
+        tiny_model,
+        tiny_tokenizer,
+        windows,
+        drop=2,
+        tuning=settings("full", epochs=20),
+        work=tmp_path,
+        precision="fp32",
+        **QUICK,
+    )
+    rows = [torch.tensor(row["input_ids"]) for row in rows_of_windows(windows)]
+    losses = [
+        sum(model(input_ids=row[None], labels=row[None]).loss.item() for row in rows) for model in (before, tiny_model)
+    ]
+    assert losses[1] < 0.8 * losses[0]  # of text it has seen, with two layers fewer
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()]  # its checkpoints
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"keeep": 0.1}, RequestError, "gradpruner has no setting 'keeep'; choose among absorb, absorb_alpha"),
+        ({"keep": 7}, RequestError, "keep is the share"),
+        ({"drop": 6}, PlanError, r"cannot drop 6 of 6 layers; choose 1\.\.5"),
+        ({"drop": 1.0}, PlanError, "cannot drop a share of 1"),
+        ({"data": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
+        ({"tuning": settings("lora", trainer={"optim": "no-such"})}, RequestError, "trainer options"),
+    ],
+)
+def test_wrong_request_in_memory_is_refused(
+    tiny_model: Any, tiny_tokenizer: Any, windows: TokenBatches, wrong: dict[str, Any], error: Any, message: str
+) -> None:
+    before = copy.deepcopy(tiny_model)
+    request: dict[str, Any] = {"data": windows, "drop": 2, **QUICK, **wrong}
+    with pytest.raises(error, match=message):
+        gradpruner(tiny_model, tiny_tokenizer, **request)
+    assert all(torch.equal(one, other) for one, other in zip(before.parameters(), tiny_model.parameters(), strict=True))
+    assert len(tiny_model.model.layers) == 6
+
+
+class Noting(Silent):
+    """Somebody who remembers what was said."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_run_says_beforehand_what_it_will_use(tiny_checkpoint: Path, data: str, tmp_path: Path) -> None:
+    progress = Noting()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop(monkeypatch, tuning, "task_score", after=False)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_checkpoint, data, tmp_path / "out", progress=progress)
+    assert progress.notes[0].startswith("25 training, 2 validation and 3 test examples of about ")
+    assert "; 8 steps of fine-tuning on 8; about " in progress.notes[0]
