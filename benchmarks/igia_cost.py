@@ -98,7 +98,7 @@ def main() -> None:
     source = sys.argv[1]
     report: dict[str, Any] = {
         "versions": versions(), "batch": BATCH, "tokens": LENGTH, "rank": RANK, "rounds": ROUNDS,
-        "time": measure_time(source), "memory": measure_memory(source), "llama": measure_llama(),
+        "time": measure_time(source), "memory": measure_memory(source), "llama": in_a_process(measure_llama),
     }  # fmt: skip
     write_json(RESULT, report)
     print(json.dumps({key: report[key] for key in ("time", "memory", "llama")}, indent=1))
@@ -121,8 +121,6 @@ def measure_time(source: str) -> dict[str, Any]:
         for name in ("watched", "published")
     }
     reading = []  # what the callback adds, alone: not hidden in the noise of a step
-    for _ in range(5):
-        training.step(0)
     for number in range(ROUNDS):
 
         def read() -> None:
@@ -144,13 +142,17 @@ def measure_time(source: str) -> dict[str, Any]:
 
 def measure_memory(source: str) -> dict[str, Any]:
     """Peak memory of a process that trains so many steps, bytes."""
-    spawn = multiprocessing.get_context("spawn")
-    peaks: dict[str, Any] = {}
-    for steps in STEPS:
-        for way in ("plain", "watched", "scores only"):
-            with spawn.Pool(1) as pool:
-                peaks[f"{way}, {steps} steps"] = pool.apply(peak_of, (source, way, steps))
-    return peaks
+    return {
+        f"{way}, {steps} steps": in_a_process(peak_of, source, way, steps)
+        for steps in STEPS
+        for way in ("plain", "watched", "scores only")
+    }
+
+
+def in_a_process(function: Any, *arguments: Any) -> Any:
+    """Call it in a fresh process: memory that this one has given back, and not the system, would hide what it takes."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def peak_of(source: str, way: str, steps: int) -> int:
@@ -160,8 +162,13 @@ def peak_of(source: str, way: str, steps: int) -> int:
     with PeakMemory() as peak:
         training = Training(source)
         watch = None if way == "plain" else IGIA(training.model, keep_factors=way == "watched").add_step
-        for number in range(steps):
-            training.step(number % 3, watch)
+        many = (
+            steps // 2
+        )  # each of two real steps is read so often: the memory of `steps` steps, and then a step with it
+        for number in range(3):
+            training.step(
+                number, (lambda: [watch() for _ in range(many)]) if watch is not None and number < 2 else None
+            )
     return peak.bytes
 
 

@@ -54,6 +54,7 @@ Rows = Sequence[dict[str, list[int]]]
 """Tokenised examples: `input_ids` and `labels` (-100 where no loss is)."""
 
 _IGNORED = -100
+_MICRO_BATCH = 4
 _FULL_RATE, _LORA_RATE = 2e-5, 2e-4
 
 
@@ -128,8 +129,8 @@ class FineTuning:
     batch_size: int = 16
     """Examples per optimiser step (GradPruner: 64)."""
 
-    micro_batch: int | None = 4
-    """Examples per forward pass; all of a step's if null. Must divide batch_size."""
+    micro_batch: int | None = None
+    """Examples per forward pass, which must divide batch_size; 4, or what of 4 divides it, if null."""
 
     max_length: int = 1024
     """Tokens of an example at most; the beginning of a longer prompt is left out (GradPruner: 2048)."""
@@ -271,7 +272,6 @@ def score_layers(
         learning_rate=settings.scoring_rate,
         max_steps=max(total, steps),
         batch_size=settings.scoring_batch,
-        micro_batch=None,
         warmup=settings.scoring_warmup,
         weight_decay=settings.scoring_weight_decay,
         lora_rank=settings.scoring_rank,
@@ -529,7 +529,7 @@ def _arguments(
     seed: int,
     save: bool,
 ) -> TrainingArguments:
-    micro_batch = settings.micro_batch or settings.batch_size
+    micro_batch = settings.micro_batch or math.gcd(settings.batch_size, _MICRO_BATCH)
     steps = settings.num_steps(num_examples)
     epoch = max(1, min(steps, math.ceil(num_examples / settings.batch_size)))
     each = {"strategy": "steps", "steps": epoch} if save else {"strategy": "no", "steps": 1}
