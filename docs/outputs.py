@@ -18,7 +18,8 @@ COMMANDS = {
     "prune": "secateur prune MODEL --method shortgpt --data python-docs --num-sequences 16 --drop 20% --out smaller",
     "score": "secateur score MODEL --method shortgpt --data python-docs --num-sequences 16 --drop 25%",
     "tune": "python examples/docstrings.py task && "
-    "secateur tune MODEL --data task --drop 20% --train full --num-train 240 --num-validation 40 --num-test 60 --epochs 2 --learning-rate 1e-4 --out tuned",
+    "secateur tune MODEL --data task --drop 20% --train full --num-train 240 --num-validation 40 --num-test 60 "
+    "--epochs 2 --learning-rate 1e-4 --out tuned",
     "eval": "secateur eval MODEL smaller --data python-docs --num-sequences 16",
     "config": "secateur prune MODEL --config run.yaml --layers 12-14 --out smaller-too",
     "python": "python example.py",
