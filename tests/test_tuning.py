@@ -378,8 +378,8 @@ def resumed(checkpoint: Path, data: str, out: Path, expected: Pruned, **options:
     ("train", "owner", "name", "call", "after"),
     [
         ("full", tuning, "fine_tune_", 1, False),  # nothing trained yet
-        ("full", supervised._Advance, "on_step_end", SCORED + 3, True),  # within the first epoch
-        ("lora", supervised._Advance, "on_step_end", SCORED + 6, True),  # within the second
+        ("full", supervised.Advance, "on_step_end", SCORED + 3, True),  # within the first epoch
+        ("lora", supervised.Advance, "on_step_end", SCORED + 6, True),  # within the second
         ("lora", tuning, "prove_checkpoint", 1, True),
         ("full", tuning, "write_about", 1, True),  # written, measured, but not in its place
     ],
@@ -415,7 +415,7 @@ def test_run_that_is_interrupted_twice_ends_alike(
     out = tmp_path / "out"
     for call, resume in ((SCORED + 6, False), (2, True)):
         with pytest.MonkeyPatch.context() as monkeypatch:
-            stop(monkeypatch, supervised._Advance, "on_step_end", call=call)
+            stop(monkeypatch, supervised.Advance, "on_step_end", call=call)
             interrupted(tiny_checkpoint, data, out, train="full", resume=resume)
     resumed(tiny_checkpoint, data, out, undisturbed["full"], train="full")
 
@@ -423,7 +423,7 @@ def test_run_that_is_interrupted_twice_ends_alike(
 def test_bfloat16_run_is_resumed_in_float32(half: tuple[Path, Pruned], data: str, tmp_path: Path) -> None:
     source, whole = half
     with pytest.MonkeyPatch.context() as monkeypatch:
-        stop(monkeypatch, supervised._Advance, "on_step_end", call=SCORED + 6)
+        stop(monkeypatch, supervised.Advance, "on_step_end", call=SCORED + 6)
         interrupted(source, data, tmp_path / "out")
     resumed(source, data, tmp_path / "out", whole)
 
@@ -433,7 +433,7 @@ def test_interrupted_dense_fine_tuning_is_resumed(
 ) -> None:
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        stop(monkeypatch, supervised._Advance, "on_step_end", call=6)
+        stop(monkeypatch, supervised.Advance, "on_step_end", call=6)
         interrupted(tiny_checkpoint, data, out, tune_dense=True)
     assert not (work_directory(out) / "start").exists()
     resumed(tiny_checkpoint, data, out, with_dense, tune_dense=True)

@@ -16,7 +16,6 @@ import torch
 
 from secateur.data import TokenBatches, evaluation_windows
 from secateur.decoder import Decoder
-from secateur.errors import RequestError
 from secateur.evaluation.generation import generations
 from secateur.evaluation.memory import PeakMemory
 from secateur.loading import autocast_dtype, load_model, load_tokenizer
@@ -253,11 +252,7 @@ def elder(
     """
     from secateur.methods.elder import Elder
 
-    known = {field.name for field in dataclasses.fields(Elder)}
-    unknown = sorted(settings.keys() - known)
-    if unknown:
-        raise RequestError(f"elder has no setting '{unknown[0]}'; choose among {', '.join(sorted(known))}")
-    method = Elder(**settings)
+    method = Elder.of(settings)
     decoder = Decoder(model)
     count = count_to_drop(drop, decoder.num_layers)
     if isinstance(data, str):

@@ -28,6 +28,7 @@ from secateur.data.prompts import context_length
 from secateur.data.task import Task, TaskSettings, windows_of
 from secateur.decoder import Decoder
 from secateur.errors import OutputError, ProofError, RequestError
+from secateur.evaluation.likelihood import unwrapped
 from secateur.evaluation.memory import PeakMemory
 from secateur.evaluation.tasks import Metric, TaskResult, paired_difference, task_score
 from secateur.loading import autocast_dtype, load_model, load_tokenizer
@@ -147,8 +148,9 @@ def tune(
         if tune_dense:
             with stages.stage("fine-tune dense"):
                 results["dense_tuned"], metrics["dense_tuned"] = _tuned_dense(
-                    source, rows, data, tuning, measure, run, work / "dense", dtype=dtype, **loading
-                )
+                    source, rows, data, tuning, measure, run, work / "dense",
+                    greater_is_better=results["dense"].greater_is_better, dtype=dtype, **loading,
+                )  # fmt: skip
         stored = to_float32_(model) if tuning.train == "full" and dtype == "auto" else []
         with stages.stage("choose and cut"):
             plan, preparation, proof_ids = _pruned_start(
@@ -231,11 +233,7 @@ def gradpruner(
         RequestError: if something asked for cannot be; the model is unchanged.
         TrainingDivergedError: if the loss stops being finite.
     """
-    known = {field.name for field in dataclasses.fields(GradPruner)}
-    unknown = sorted(settings.keys() - known)
-    if unknown:
-        raise RequestError(f"gradpruner has no setting '{unknown[0]}'; choose among {', '.join(sorted(known))}")
-    method, decoder = GradPruner(**settings), Decoder(model)
+    method, decoder = GradPruner.of(settings), Decoder(model)
     count = count_to_drop(drop, decoder.num_layers)
     run = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress or Silent())
     length = (tuning or FineTuning()).max_length
@@ -364,8 +362,7 @@ class _Measure:
         result = task_score(
             model, self.tokenizer, examples, self.metric, max_length=self.max_length, progress=self.progress
         )
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        layers = Decoder(inner, verify=False).num_layers
+        layers = Decoder(unwrapped(model), verify=False).num_layers
         return result, {"num_layers": layers, "num_parameters": count_parameters(model), "task": result.describe()}
 
     def validate(self, examples: Examples) -> Any:
@@ -441,24 +438,21 @@ def _tuned_dense(
     run: Run,
     work: Path,
     *,
+    greater_is_better: bool,
     dtype: str,
     **loading: Any,
 ) -> tuple[TaskResult, dict[str, Any]]:
-    """The dense model, fine-tuned alike; what was measured is kept for a run that is resumed."""
+    """The dense model, fine-tuned alike; its checkpoints are kept for a run that is resumed."""
     model = load_model(source, dtype=dtype, **loading)
     stored = to_float32_(model) if tuning.train == "full" and dtype == "auto" else []
     tuned, training = fine_tune_(
         Decoder(model), rows, settings=tuning, work=work, validate=measure.validate(data.validation),
-        greater_is_better=_greater_is_better(measure.metric, data.test), precision=run.precision, seed=run.seed,
-        progress=run.progress, description="fine-tuning the dense model",
+        greater_is_better=greater_is_better, precision=run.precision, seed=run.seed, progress=run.progress,
+        description="fine-tuning the dense model",
     )  # fmt: skip
     round_back_(stored)
     result, metrics = measure(tuned, data.test, "measuring the dense model, fine-tuned")
     return result, {**metrics, "training": training}
-
-
-def _greater_is_better(metric: Metric, examples: Examples) -> bool:
-    return metric in ("accuracy", "generation") or (metric == "auto" and examples.kind == "choice")
 
 
 def _write_and_prove(

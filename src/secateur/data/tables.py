@@ -63,9 +63,8 @@ def splits_of(spec: str) -> list[str]:
     """
     path = _existing(spec)
     if path is not None:
-        files = path.iterdir() if path.is_dir() else ()
-        data = [file for file in files if file.suffix.lower() in LOADERS and not file.name.startswith(".")]
-        return [split for split in _SPLITS if any(_is_named(file, split) for file in data)]
+        files = _data_files(path) if path.is_dir() else []
+        return [split for split in _SPLITS if any(_is_named(file, split) for file in files)]
     hub = _HUB.fullmatch(spec)
     return [] if hub is None or hub[3] else hub_splits(spec, dataset=hub[1], config=hub[2])
 
@@ -90,7 +89,7 @@ def _files_in(path: Path, split: str) -> list[Path]:
     """The file, or of a folder the files of the split; all of them if none is named after a split."""
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in LOADERS and not file.name.startswith("."))
+    files = _data_files(path)
     if not files:
         raise DataError(f"the folder {str(path)!r} holds no {' '.join(LOADERS)} file; give a folder that does")
     of_split = {name: [file for file in files if _is_named(file, name)] for name in {*_SPLITS, split}}
@@ -106,6 +105,11 @@ def _files_in(path: Path, split: str) -> list[Path]:
     if len(kinds) > 1:
         raise DataError(f"the folder {str(path)!r} mixes {' and '.join(kinds)} files; give one file, or one kind")
     return files
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The files of a folder that can be read, sorted; those in folders below it and hidden ones are left out."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in LOADERS and not file.name.startswith("."))
 
 
 def _is_named(file: Path, split: str) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,12 @@ from torch.nn import functional
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder, evaluating
+from secateur.errors import RequestError
 from secateur.plan import LayerScores, PruningPlan
 from secateur.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Cost", "Method", "Run", "calibration_loss", "next_token_loss"]
 
@@ -67,6 +71,19 @@ class Method(ABC):
 
     prepares: ClassVar[bool] = False
     """Whether it changes weights before the cut."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Self:
+        """The method with these settings.
+
+        Raises:
+            RequestError: if it has no such setting.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(settings.keys() - known)
+        if unknown:
+            raise RequestError(f"{cls.name} has no setting '{unknown[0]}'; choose among {', '.join(sorted(known))}")
+        return cls(**settings)
 
     @abstractmethod
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:

@@ -22,17 +22,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from secateur.data import TokenBatches
 from secateur.decoder import Activations, Decoder, evaluating
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.progress import Progress, Silent
 from secateur.training.lora import attach_lora
+from secateur.training.trainer import Advance, check_trainer_options, given_back, training_arguments
 
 __all__ = ["RemovalTraining", "identity_penalty", "train_towards_removal_"]
 
 logger = logging.getLogger(__name__)
+
+_RESUME = "resume_from_checkpoint"  # an argument of `Trainer.train`, beside those of the Trainer itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +108,7 @@ class RemovalTraining:
                 continue
             if value < 0 or not math.isfinite(value):
                 raise RequestError(f"{name} must be 0 or more, not {value:g}")
-        unknown = sorted(self.trainer.keys() - {*TrainingArguments.__dataclass_fields__, "resume_from_checkpoint"})
-        if unknown:
-            raise RequestError(
-                f"trainer has no option '{unknown[0]}'; see transformers.TrainingArguments for what it has"
-            )
+        check_trainer_options(self.trainer, also=[_RESUME])
         if self.micro_batch and self.sequences_per_step % self.micro_batch:
             raise RequestError(
                 f"micro_batch={self.micro_batch} does not divide sequences_per_step={self.sequences_per_step}"
@@ -176,35 +175,29 @@ def train_towards_removal_(
         teacher = copy.deepcopy(decoder.model)
     if teacher is not None:
         teacher = teacher.eval().requires_grad_(False)
-    use_cache = getattr(decoder.model.config, "use_cache", None)  # the Trainer turns it off, and it would be saved so
-    was_frozen = {parameter for parameter in decoder.model.parameters() if not parameter.requires_grad}
-    with _trainable(decoder, dropped, settings, seed) as model, tempfile.TemporaryDirectory() as scratch:
-        trainer = _RemovalTrainer(
-            model=model,
-            args=_arguments(settings, batches, precision, seed, scratch),
-            train_dataset=[{"input_ids": row} for row in batches.input_ids],
-            data_collator=lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])},
-            decoder=decoder,
-            dropped=dropped,
-            settings=settings,
-            teacher=teacher,
-        )
-        with (progress or Silent()).track("training towards the removal", trainer.args.max_steps) as advance:
-            trainer.add_callback(_Advance(advance))
-            try:
-                trainer.train(resume_from_checkpoint=settings.trainer.get("resume_from_checkpoint"))
-                trainer.check_weights()
-            finally:
-                trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-                for parameter in decoder.model.parameters():
-                    parameter.requires_grad_(parameter not in was_frozen)
-                if use_cache is not None:
-                    decoder.model.config.use_cache = use_cache
-                if trainer.args.gradient_checkpointing:
-                    model_ = decoder.model  # transformers is renaming gradient to activation checkpointing
-                    getattr(model_, "activation_checkpointing_disable", model_.gradient_checkpointing_disable)()
-                decoder.model.zero_grad()
-                decoder.model.eval()
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = _arguments(settings, batches, precision, seed, scratch)
+        with (
+            given_back(decoder.model, checkpointing=bool(arguments.gradient_checkpointing)),
+            _trainable(decoder, dropped, settings, seed) as model,
+        ):
+            trainer = _RemovalTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=[{"input_ids": row} for row in batches.input_ids],
+                data_collator=lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])},
+                decoder=decoder,
+                dropped=dropped,
+                settings=settings,
+                teacher=teacher,
+            )
+            with (progress or Silent()).track("training towards the removal", arguments.max_steps) as advance:
+                trainer.add_callback(Advance(advance))
+                try:
+                    trainer.train(resume_from_checkpoint=settings.trainer.get(_RESUME))
+                    trainer.check_weights()
+                finally:
+                    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     steps = trainer.args.max_steps
     return {
         "steps": steps,
@@ -318,14 +311,6 @@ class _RemovalTrainer(Trainer):  # type: ignore[misc]
             self._give_up("a weight became non-finite in the last step")
 
 
-class _Advance(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, advance: Any) -> None:
-        self.advance = advance
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.advance(1)
-
-
 @contextmanager
 def _trainable(decoder: Decoder, dropped: Collection[int], settings: RemovalTraining, seed: int) -> Iterator[nn.Module]:
     """The model with what is to be trained marked; adapters are merged at the end, also when the training gave up."""
@@ -378,35 +363,17 @@ def _behind_the_layers(decoder: Decoder) -> list[nn.Module]:
 def _arguments(
     settings: RemovalTraining, batches: TokenBatches, precision: torch.dtype | None, seed: int, scratch: str
 ) -> TrainingArguments:
-    micro_batch = settings.micro_batch or settings.sequences_per_step
-    ours: dict[str, Any] = {
-        "output_dir": scratch,
-        "max_steps": settings.num_steps(batches),
-        "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": settings.sequences_per_step // micro_batch,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": min(math.ceil(settings.warmup * settings.num_steps(batches)), settings.num_steps(batches) - 1),
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "bf16": precision is torch.bfloat16,
-        "fp16": precision is torch.float16,
-        "seed": seed,
-        "data_seed": seed,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": not torch.cuda.is_available(),
-    }
-    theirs = {name: value for name, value in settings.trainer.items() if name != "resume_from_checkpoint"}
-    if "save_steps" in theirs:
-        ours["save_strategy"] = "steps"
-    if "logging_steps" in theirs:
-        ours["logging_strategy"] = "steps"
-    try:
-        return TrainingArguments(**{**ours, **theirs})
-    except (TypeError, ValueError, ImportError) as error:
-        raise RequestError(f"trainer options: {' '.join(str(error).split())}") from error
+    theirs = {name: value for name, value in settings.trainer.items() if name != _RESUME}
+    return training_arguments(
+        settings,
+        theirs,
+        work=scratch,
+        steps=settings.num_steps(batches),
+        batch=settings.sequences_per_step,
+        micro_batch=settings.micro_batch or settings.sequences_per_step,
+        rate=settings.learning_rate,
+        precision=precision,
+        seed=seed,
+        save_strategy="steps" if "save_steps" in theirs else "no",
+        logging_strategy="steps" if "logging_steps" in theirs else "no",
+    )

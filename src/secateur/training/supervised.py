@@ -32,6 +32,7 @@ from secateur.loading import quiet_transformers
 from secateur.progress import Progress, Silent
 from secateur.training.igia import IGIACallback
 from secateur.training.lora import attach_lora, lora_config
+from secateur.training.trainer import Advance, check_trainer_options, given_back, training_arguments
 
 if TYPE_CHECKING:
     from secateur.data.examples import Examples
@@ -169,11 +170,7 @@ class FineTuning:
         _not_below_zero(self, "weight_decay", "max_grad_norm")
         if self.micro_batch and self.batch_size % self.micro_batch:
             raise RequestError(f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}")
-        unknown = sorted(self.trainer.keys() - TrainingArguments.__dataclass_fields__.keys())
-        if unknown:
-            raise RequestError(
-                f"trainer has no option '{unknown[0]}'; see transformers.TrainingArguments for what it has"
-            )
+        check_trainer_options(self.trainer)
 
     @property
     def rate(self) -> float:
@@ -369,7 +366,7 @@ def fine_tune_(
     """
     arguments = _arguments(settings, len(rows), work, validate is not None, greater_is_better, precision, seed, save)
     lora, model = settings.train == "lora", decoder.model
-    with _given_back(decoder.model, checkpointing=bool(arguments.gradient_checkpointing)):
+    with given_back(decoder.model, checkpointing=bool(arguments.gradient_checkpointing)):
         if lora:
             model = attach_lora(
                 decoder, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout, seed=seed
@@ -390,7 +387,7 @@ def fine_tune_(
                 trainer.add_callback(EarlyStoppingCallback(settings.patience))
             tracked = (progress or Silent()).track(description, shown_steps or arguments.max_steps)
             with quiet_transformers(), tracked as advance:
-                trainer.add_callback(_Advance(advance))
+                trainer.add_callback(Advance(advance))
                 seconds = trainer.carry_on(_last_checkpoint(work) if save else None)
         except BaseException:
             if lora:
@@ -411,24 +408,6 @@ def fine_tune_(
         "validation": trainer.validations,
         "best_step": int(best.rpartition("-")[2]) if best else state.global_step,
     }
-
-
-@contextmanager
-def _given_back(model: Any, *, checkpointing: bool) -> Iterator[None]:
-    """What a training changes besides weights: gradients, what is trainable, how it runs; evaluation mode afterwards."""
-    was_frozen = {parameter for parameter in model.parameters() if not parameter.requires_grad}
-    use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off, and it would be saved so
-    try:
-        yield
-    finally:
-        if checkpointing:  # transformers is renaming gradient to activation checkpointing
-            getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
-        if use_cache is not None:
-            model.config.use_cache = use_cache
-        for parameter in model.parameters():
-            parameter.grad = None
-            parameter.requires_grad_(parameter not in was_frozen)
-        model.eval()
 
 
 def _last_checkpoint(work: Path) -> tuple[Path, TrainerState] | None:
@@ -507,18 +486,6 @@ def _is_over(state: TrainerState) -> bool:
     return bool(control["args"]["should_training_stop"])
 
 
-class _Advance(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self.advance = advance
-
-    def on_train_begin(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
-        if state.global_step:
-            self.advance(state.global_step)
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.advance(1)
-
-
 def _arguments(
     settings: FineTuning,
     num_examples: int,
@@ -529,44 +496,30 @@ def _arguments(
     seed: int,
     save: bool,
 ) -> TrainingArguments:
-    micro_batch = settings.micro_batch or math.gcd(settings.batch_size, _MICRO_BATCH)
     steps = settings.num_steps(num_examples)
     epoch = max(1, min(steps, math.ceil(num_examples / settings.batch_size)))
-    each = {"strategy": "steps", "steps": epoch} if save else {"strategy": "no", "steps": 1}
-    ours: dict[str, Any] = {
-        "output_dir": str(work),
-        "max_steps": steps,
-        "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": settings.batch_size // micro_batch,
-        "learning_rate": settings.rate,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": min(math.ceil(settings.warmup * steps), steps - 1),
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "bf16": precision is torch.bfloat16,
-        "fp16": precision is torch.float16,
-        "seed": seed,
-        "data_seed": seed,
-        "save_strategy": each["strategy"],
-        "save_steps": each["steps"],
-        "save_total_limit": 2,
-        "eval_strategy": each["strategy"] if validated else "no",
-        "eval_steps": each["steps"],
-        "load_best_model_at_end": validated and save,
-        "metric_for_best_model": "score" if validated else None,
-        "greater_is_better": greater_is_better if validated else None,
-        "restore_callback_states_from_checkpoint": True,  # how many epochs the patience has lasted
-        "logging_steps": max(1, steps // 50),
-        "report_to": "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": not torch.cuda.is_available(),
-    }
-    try:
-        return TrainingArguments(**{**ours, **settings.trainer})
-    except (TypeError, ValueError, ImportError) as error:
-        raise RequestError(f"trainer options: {' '.join(str(error).split())}") from error
+    each, every = ("steps", epoch) if save else ("no", 1)
+    return training_arguments(
+        settings,
+        settings.trainer,
+        work=work,
+        steps=steps,
+        batch=settings.batch_size,
+        micro_batch=settings.micro_batch or math.gcd(settings.batch_size, _MICRO_BATCH),
+        rate=settings.rate,
+        precision=precision,
+        seed=seed,
+        save_strategy=each,
+        save_steps=every,
+        save_total_limit=2,
+        eval_strategy=each if validated else "no",
+        eval_steps=every,
+        load_best_model_at_end=validated and save,
+        metric_for_best_model="score" if validated else None,
+        greater_is_better=greater_is_better if validated else None,
+        restore_callback_states_from_checkpoint=True,  # how many epochs the patience has lasted
+        logging_steps=max(1, steps // 50),
+    )
 
 
 def one_of(settings: Any, *names: str) -> None:
