@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 import re
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +17,45 @@ from typing import Any
 def run_cells(
     cells: Path, results: Path, run_cell: Callable[[dict[str, Any]], dict[str, Any]], only: Sequence[str] | None
 ) -> None:
-    """Do what is not done yet, in the order of the file; each result is written atomically."""
+    """Do what is not done yet, in the order of the file; each result is written atomically.
+
+    Several processes may do so at once: each takes a cell that no other has taken.
+    """
     import torch
 
     from secateur.plan import write_json
 
     results.mkdir(parents=True, exist_ok=True)
-    while cell := next_cell(cells, results, only):
-        print(f"{time.strftime('%H:%M:%S')} {cell['id']} …", flush=True)
-        result = run_cell(cell)
-        result["machine"] = {"processor": platform.machine(), "threads": torch.get_num_threads()}
-        write_json(results / f"{cell['id']}.json", {**cell, **result})
-        shown = {key: value for key, value in result.items() if isinstance(value, (int, float, str))}
-        print(f"{time.strftime('%H:%M:%S')} {json.dumps(shown)[:400]}", flush=True)
+    claims = Path(tempfile.gettempdir(), f"secateur-{results.name}")
+    claims.mkdir(exist_ok=True)
+    while True:
+        with next_cell(cells, results, claims, only) as cell:
+            if cell is None:
+                return
+            print(f"{time.strftime('%H:%M:%S')} {cell['id']} …", flush=True)
+            result = run_cell(cell)
+            result["machine"] = {"processor": platform.machine(), "threads": torch.get_num_threads()}
+            write_json(results / f"{cell['id']}.json", {**cell, **result})
+            shown = {key: value for key, value in result.items() if isinstance(value, (int, float, str))}
+            print(f"{time.strftime('%H:%M:%S')} {json.dumps(shown)[:400]}", flush=True)
 
 
-def next_cell(cells: Path, results: Path, only: Sequence[str] | None) -> dict[str, Any] | None:
-    """The first cell without a result; the file is read anew each time, so that cells can be added meanwhile."""
+@contextmanager
+def next_cell(cells: Path, results: Path, claims: Path, only: Sequence[str] | None) -> Iterator[dict[str, Any] | None]:
+    """The first cell without a result that no other process works on; the file is read anew, so that cells can be added."""
     for cell in json.loads(cells.read_text(encoding="utf-8")):
-        if not (results / f"{cell['id']}.json").exists() and (not only or cell["id"] in only):
-            return dict(cell)
-    return None
+        result = results / f"{cell['id']}.json"
+        if result.exists() or (only and cell["id"] not in only):
+            continue
+        with (claims / cell["id"]).open("w") as claim:
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back when the process ends, however it ends
+            except BlockingIOError:
+                continue
+            if not result.exists():  # it may have been finished between the two looks
+                yield dict(cell)
+                return
+    yield None
 
 
 def load_results(cells: Path, results: Path) -> list[dict[str, Any]]:

@@ -101,6 +101,7 @@ def run_cell(source: str, data: Path, cell: dict[str, Any]) -> dict[str, Any]:
     rows = rows_of(task.train, model, tokenizer, max_length=tuning.max_length)
     run = Run(seed=seed, precision=autocast_dtype("auto", decoder.device))
     result: dict[str, Any] = {"versions": versions(), "data": _described(task), "tuning": vars(tuning).copy()}
+    result["precision"] = str(run.precision or model.dtype).removeprefix("torch.")
 
     start = time.perf_counter()
     if name:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError, UnsupportedModelError
 
-__all__ = ["Activations", "Decoder", "GateKind", "evaluating"]
+__all__ = ["Activations", "Decoder", "GateKind", "evaluating", "unwrapped"]
 
 logger = logging.getLogger(__name__)
 
@@ -277,3 +277,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             for module in training:
                 module.training = True
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside a wrapper of peft, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -26,9 +26,8 @@ from secateur.data import TokenBatches
 from secateur.data.examples import Examples, load_examples
 from secateur.data.prompts import context_length
 from secateur.data.task import Task, TaskSettings, windows_of
-from secateur.decoder import Decoder
+from secateur.decoder import Decoder, unwrapped
 from secateur.errors import OutputError, ProofError, RequestError
-from secateur.evaluation.likelihood import unwrapped
 from secateur.evaluation.memory import PeakMemory
 from secateur.evaluation.tasks import Metric, TaskResult, paired_difference, task_score
 from secateur.loading import autocast_dtype, load_model, load_tokenizer

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from secateur.data.prompts import Encoded, context_length, encode_pairs, padded
+from secateur.decoder import unwrapped
 from secateur.errors import RequestError
 from secateur.evaluation.inference import inference, input_device
 from secateur.progress import Progress, Silent
@@ -20,7 +21,7 @@ from secateur.progress import Progress, Silent
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LogLikelihood", "autocast", "log_likelihoods", "unwrapped"]
+__all__ = ["LogLikelihood", "autocast", "log_likelihoods"]
 
 _SILENT = Silent()
 
@@ -101,11 +102,6 @@ def log_likelihoods(
 def autocast(model: PreTrainedModel, precision: torch.dtype | None) -> torch.autocast:
     """Mixed precision in `precision`; none if None."""
     return torch.autocast(input_device(model).type, precision or torch.bfloat16, enabled=precision is not None)
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside a wrapper of peft, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _batch_nats(

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from secateur.data.prompts import context_length, encode_prompts, padded
+from secateur.decoder import unwrapped
 from secateur.errors import DataError, RequestError
 from secateur.evaluation.generation import greedy_settings, settings_lent
 from secateur.evaluation.inference import inference, input_device
-from secateur.evaluation.likelihood import autocast, log_likelihoods, unwrapped
+from secateur.evaluation.likelihood import autocast, log_likelihoods
 from secateur.loading import quiet_transformers
 from secateur.progress import Progress, Silent
 

@@ -30,6 +30,7 @@ from secateur.decoder import Decoder
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.loading import quiet_transformers
 from secateur.progress import Progress, Silent
+from secateur.training.completion import IGNORED, LearntPositions
 from secateur.training.igia import IGIACallback
 from secateur.training.lora import attach_lora, lora_config
 from secateur.training.trainer import Advance, check_trainer_options, given_back, training_arguments
@@ -54,7 +55,6 @@ logger = logging.getLogger(__name__)
 Rows = Sequence[dict[str, list[int]]]
 """Tokenised examples: `input_ids` and `labels` (-100 where no loss is)."""
 
-_IGNORED = -100
 _MICRO_BATCH = 4
 _FULL_RATE, _LORA_RATE = 2e-5, 2e-4
 
@@ -205,7 +205,7 @@ def rows_of(examples: Examples, model: Any, tokenizer: Any, *, max_length: int) 
         if end is not None and end not in learnt:  # a chat template ends its turns itself
             learnt.append(end)
         ids = [*item.context, *learnt][:length]
-        rows.append({"input_ids": ids, "labels": [_IGNORED] * len(item.context) + ids[len(item.context) :]})
+        rows.append({"input_ids": ids, "labels": [IGNORED] * len(item.context) + ids[len(item.context) :]})
     return rows
 
 
@@ -224,7 +224,7 @@ def _collate(rows: Rows) -> dict[str, Tensor]:
     mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
     return {
         "input_ids": padded("input_ids", 0),
-        "labels": padded("labels", _IGNORED),
+        "labels": padded("labels", IGNORED),
         "attention_mask": torch.tensor(mask),
     }
 
@@ -429,6 +429,7 @@ class _TaskTrainer(Trainer):  # type: ignore[misc]
         self.validate = validate  # the Trainer asks for an evaluation set otherwise
         super().__init__(**trainer, eval_dataset=trainer["train_dataset"][:1] if validate else None)
         self.remove_callback(PrinterCallback)  # standard output is for results
+        self.learnt = LearntPositions(usable=not self.args.label_smoothing_factor and self.args.n_gpu <= 1)
 
     @property
     def validations(self) -> list[dict[str, float]]:
@@ -468,8 +469,8 @@ class _TaskTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss, looked at."""
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        """The model's own loss, of what is learnt, looked at."""
+        loss = super().compute_loss(model, self.learnt(model, inputs), *args, **kwargs)
         value = loss[0] if isinstance(loss, tuple) else loss
         if not torch.isfinite(value):
             raise TrainingDivergedError(
