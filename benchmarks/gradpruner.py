@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sign-igia": ("`gradpruner`, merge `sign-igia`", "gradpruner", {"merge": "sign-igia"}),
     "norm": ("`gradpruner`, norms, no merge", "gradpruner", {"merge": "none", "reduction": "norm"}),
     "absorb": ("`gradpruner`, absorb, no merge", "gradpruner", {"merge": "none", "absorb": "projection"}),
+    "absorb-heal": (
+        "`gradpruner`, absorb, no merge, healed on the task's text",
+        "gradpruner",
+        {"merge": "none", "absorb": "projection", "heal": 1},
+    ),
     "absorb-merge": ("`gradpruner`, absorb, 3 layers merged", "gradpruner", {"absorb": "projection"}),
     "shortgpt": ("`shortgpt`", "shortgpt", {}),
     "shortgpt-absorb": ("`shortgpt`'s layers, absorb", "shortgpt", {"then": "absorb"}),
@@ -106,7 +112,7 @@ def run_cell(source: str, data: Path, cell: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     if name:
         method = METHODS[name](
-            **{key: value for key, value in options.items() if key != "then"}, **cell.get("options", {})
+            **{key: value for key, value in options.items() if key not in ("then", "heal")}, **cell.get("options", {})
         )
         windows = windows_of(task.train, tokenizer, sequence_length=256, num_sequences=128)
         steps = tuning.num_steps(len(rows))
@@ -121,6 +127,8 @@ def run_cell(source: str, data: Path, cell: dict[str, Any]) -> dict[str, Any]:
         remove_layers_(model, plan.dropped)
     result["choosing_seconds"] = round(time.perf_counter() - start, 1)
     result["validation_untuned"] = task_score(model, tokenizer, task.validation).value
+    if "heal" in options:
+        result["healing_seconds"] = heal_(model, rows, tuning, options["heal"], run)
     with tempfile.TemporaryDirectory() as scratch:
         tuned, training = fine_tune_(
             Decoder(model), rows, settings=tuning, work=Path(scratch), precision=run.precision, seed=seed, save=False
@@ -133,6 +141,20 @@ def run_cell(source: str, data: Path, cell: dict[str, Any]) -> dict[str, Any]:
         result["test"], result["test_interval"], result["test_items"] = test.value, list(test.interval), test.num_items
         result["outcomes"] = [int(outcome) for outcome in test.outcomes]
     return result
+
+
+def heal_(model: Any, rows: Any, tuning: Any, epochs: float, run: Any) -> float:
+    """Train all weights on the whole text of the examples, prompts too; the seconds that took."""
+    from secateur.decoder import Decoder
+    from secateur.training.supervised import fine_tune_
+
+    whole = [{**row, "labels": row["input_ids"]} for row in rows]
+    healing = replace(tuning, train="full", learning_rate=RATES["full"], epochs=epochs)
+    with tempfile.TemporaryDirectory() as scratch:
+        _, healed = fine_tune_(
+            Decoder(model), whole, settings=healing, work=Path(scratch), precision=run.precision, save=False
+        )
+    return float(healed["seconds"])
 
 
 def _described(task: Any) -> dict[str, Any]:
