@@ -20,7 +20,8 @@ import yaml
 from transformers import DistilBertConfig, DistilBertModel, T5Config, T5ForConditionalGeneration
 
 from secateur import cli, pipeline, tuning
-from secateur.cli import main, parse_amount, parse_layers
+from secateur.cli import main
+from secateur.cli.words import parse_amount, parse_layers, with_underscores
 from secateur.errors import RequestError, TrainingDivergedError, WriteError
 
 COMMANDS = ("demo", "score", "prune", "tune", "eval")
@@ -308,7 +309,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_dashes_in_names_of_options_are_underscores_and_values_stay(typed: str, known: str) -> None:
-    assert cli._with_underscores(typed) == known
+    assert with_underscores(typed) == known
 
 
 @pytest.mark.parametrize(("text_", "amount"), [("8", 8), ("25%", 0.25), ("0.25", 0.25), (" 12.5% ", 0.125), ("+3", 3)])

@@ -1,0 +1,162 @@
+"""The command line: each command is a file here, its options typed settings that jsonargparse reads and explains.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done; 2 the request was wrong; 1 it failed
+on the way; 130 interrupted. Heavy imports are inside the commands, so that `--help` is fast.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from secateur.cli.words import explained, one_line, refuse_settings_of_others, with_underscores
+from secateur.errors import RequestError, SecateurError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = ["main"]
+
+COMMANDS = ("demo", "score", "prune", "tune", "cut", "carry", "eval")
+"""Each a module here, with `SUMMARY`, `USAGE`, `add_options` and `run`."""
+
+_OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the value is the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        words = ["--help"]
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _run(words)
+    except SystemExit as done:  # the parser's --help and --print-config
+        return int(done.code or 0)
+    except (KeyboardInterrupt, Exception) as error:
+        return _failed(error, debug)
+
+
+def _failed(error: BaseException, debug: bool) -> int:
+    """Say in one line what happened; the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        kept = (
+            one_line(error) if error.args else "nothing half-written is left; run the same command again to start over"
+        )
+        _say(f"interrupted: {kept}")
+        return 130
+    if isinstance(error, BrokenPipeError):
+        return 1
+    if debug:
+        traceback.print_exc()
+    if isinstance(error, SecateurError):
+        _say(f"error: {one_line(error)}")
+        return 2 if isinstance(error, RequestError) else 1
+    where = "" if debug else f" (details in {_keep_traceback()}; please report it)"
+    _say(f"error: {type(error).__name__}: {one_line(error)[:300]}{where}")
+    return 1
+
+
+def _run(words: list[str]) -> int:
+    import difflib
+
+    if words[0] == "--help":
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"secateur {version('secateur')}")
+        return 0
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(COMMANDS)}"
+        raise RequestError(f"unknown command '{words[0]}'; {hint}")
+    parser = _parser(words[0])
+    plain = [with_underscores(word) for word in words[1:]]
+    try:
+        parsed = parser.parse_args(plain)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("jsonargparse", "argparse", "yaml"):
+            raise
+        raise RequestError(explained(error, parser, words[0])) from error
+    refuse_settings_of_others(plain, parsed.get("method"))
+    instantiate = (
+        getattr(parser, "instantiate", None) or parser.instantiate_classes
+    )  # its name before jsonargparse 4.49
+    values = instantiate(parsed)
+    quiet, verbose = values.pop("quiet"), values.pop("verbose")
+    values.pop("config", None)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if not verbose:
+        warnings.simplefilter("ignore")
+        for name in ("httpx", "huggingface_hub", "transformers", "datasets"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    from secateur.report.console import RichProgress
+
+    _module(words[0]).run(vars(values), RichProgress(quiet=quiet), ["secateur", *words])
+    return 0
+
+
+def _overview() -> str:
+    lines = ["usage: secateur COMMAND [OPTIONS]   (secateur COMMAND --help explains each option)", ""]
+    lines += [f"  {name:<8}{_module(name).SUMMARY}" for name in COMMANDS]
+    return "\n".join([*lines, "", "  --version, --debug (show the traceback of an error)"])
+
+
+def _parser(command: str) -> ArgumentParser:
+    """The options of one command."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    class Parser(ArgumentParser):
+        """Names of options are Python names inside, and are shown with dashes."""
+
+        def format_help(self, formatter: Any = None) -> str:
+            return _OPTION.sub(lambda found: found[0].replace("_", "-"), super().format_help(formatter))
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    module = _module(command)
+    parser = Parser(
+        prog=f"secateur {command}",
+        usage=f"secateur {command} {module.USAGE}",
+        description=module.SUMMARY,
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="read options from a YAML file; --print-config writes one")
+    module.add_options(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--verbose", action="store_true", help="say more on standard error")
+    return parser
+
+
+def _module(command: str) -> Any:
+    return import_module(f"secateur.cli.{command}")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def _keep_traceback() -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="secateur-", suffix=".log", delete=False, encoding="utf-8") as file:
+        traceback.print_exc(file=file)
+    return file.name
+
+
+def _terminated(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""What several commands ask for alike, as options of a parser and as what those options mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from secateur.cli.words import parse_amount, parse_layers
+from secateur.errors import RequestError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = [
+    "add_checkpoint",
+    "add_loading",
+    "add_method",
+    "add_out",
+    "add_target",
+    "loading_of",
+    "method_of",
+    "print_json",
+    "print_pruned",
+    "settings_of",
+    "target_of",
+    "text_of",
+]
+
+
+def add_checkpoint(parser: ArgumentParser) -> None:
+    """Where a model comes from, beside its name."""
+    parser.add_argument("--revision", type=str, help="branch, tag or commit of a hub id")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+
+
+def add_loading(parser: ArgumentParser) -> None:
+    """How a model is loaded."""
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the weights"
+    )
+    add_checkpoint(parser)
+
+
+def add_method(parser: ArgumentParser, *, default: str) -> None:
+    """The method, the settings of each, and what surrounds its work; `add_text` or a task stands before it."""
+    from secateur.methods import METHODS
+
+    for name, method in METHODS.items():
+        parser.add_class_arguments(method, name, help=f"settings of {name} ({method.paper})", skip=set())
+    parser.add_argument("--method", type=str, default=default, help=f"one of {', '.join(METHODS)}")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16"], default="auto",
+        help="of the passes while choosing and preparing; auto is bf16 where the device has it natively",
+    )  # fmt: skip
+
+
+def add_target(parser: ArgumentParser) -> None:
+    """How much goes."""
+    parser.add_argument("--drop", type=str, help="how many layers go: a count (8) or a share (25%)")
+    parser.add_argument("--target_params", type=str, help="parameters to be left: a share (75%)")
+    parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
+
+
+def add_out(
+    parser: ArgumentParser, *, what: str = "directory of the new checkpoint", default: str | None = None
+) -> None:
+    """The new directory."""
+    parser.add_argument("--out", type=str, required=default is None, default=default, help=what)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there, if it is a checkpoint")
+
+
+def method_of(options: dict[str, Any]) -> Any:
+    """The method that was asked for, with its settings."""
+    from secateur.methods import method_named
+
+    method_named(options["method"])
+    return options[options["method"].replace("-", "_")]  # as the parser stores it
+
+
+def text_of(options: dict[str, Any]) -> Any:
+    """The calibration and evaluation text."""
+    from secateur.request import TextSettings
+
+    return settings_of(TextSettings, options)
+
+
+def settings_of(of: Any, options: dict[str, Any]) -> Any:
+    """A dataclass of settings from the options that are called like its fields."""
+    return of(**{field.name: options[field.name] for field in dataclasses.fields(of)})
+
+
+def loading_of(options: dict[str, Any]) -> dict[str, Any]:
+    """How models are loaded and run, alike in all commands."""
+    return {name: options[name] for name in ("dtype", "precision", "revision", "trust_remote_code", "seed")}
+
+
+def target_of(options: dict[str, Any]) -> Any:
+    """How much goes."""
+    from secateur.request import Target
+
+    share = options["target_params"]
+    return Target(
+        drop=None if options["drop"] is None else parse_amount(options["drop"], "--drop"),
+        target_params=None if share is None else _share(share),
+        layers=None if options["layers"] is None else parse_layers(options["layers"]),
+    )
+
+
+def _share(text: str) -> float:
+    amount = parse_amount(text, "--target-params")
+    if not isinstance(amount, float):
+        raise RequestError(f"--target-params is a share such as 75%, not '{text}'")
+    return amount
+
+
+def print_pruned(result: Any, *, as_json: bool) -> None:
+    """The result of a pruning, for people or as JSON."""
+    if as_json:
+        print_json({"out": str(result.path), **result.record})
+        return
+    from secateur.report.console import results_console, show_pruned
+
+    show_pruned(result.record, str(result.path), results_console())
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on standard output; what is not finite is null."""
+    from secateur.plan import finite
+
+    print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,55 @@
+"""`secateur prune`: choose layers, prepare, cut, prove, measure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from secateur.cli.options import (
+    add_loading,
+    add_method,
+    add_out,
+    add_target,
+    loading_of,
+    method_of,
+    print_pruned,
+    target_of,
+    text_of,
+)
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+
+SUMMARY = "make a smaller checkpoint: choose layers, prepare, cut, prove, measure"
+USAGE = "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST) [--method NAME] [OPTIONS]"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The options of this command."""
+    from secateur.request import TextSettings
+
+    parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
+    parser.add_class_arguments(TextSettings, None)
+    add_method(parser, default="elder")
+    add_target(parser)
+    add_out(parser)
+    add_loading(parser)
+
+
+def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
+    """Do what was asked for."""
+    from secateur.pipeline import prune
+
+    result = prune(
+        options["model"],
+        method=method_of(options),
+        text=text_of(options),
+        target=target_of(options),
+        out=options["out"],
+        overwrite=options["overwrite"],
+        **loading_of(options),
+        progress=progress,
+        command=words,
+    )
+    print_pruned(result, as_json=options["json"])

@@ -1,0 +1,70 @@
+"""`secateur score`: decide only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.cli.options import add_loading, add_method, loading_of, method_of, print_json, text_of
+from secateur.cli.words import parse_amount
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+
+SUMMARY = "decide only: a score for each layer, and which would go"
+USAGE = "MODEL --data SPEC [--method NAME] [--drop N] [OPTIONS]"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The options of this command."""
+    from secateur.request import TextSettings
+
+    parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
+    parser.add_class_arguments(TextSettings, None)
+    add_method(parser, default="elder")
+    parser.add_argument("--drop", type=str, default="25%", help="how many layers to choose: a count or a share")
+    parser.add_argument("--out", type=str, help="write the plan to this JSON file")
+    add_loading(parser)
+
+
+def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
+    """Do what was asked for."""
+    from secateur.errors import OutputError
+    from secateur.pipeline import score
+    from secateur.report.console import results_console, score_bars
+
+    out = options["out"]
+    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
+        raise OutputError(f"cannot write the plan to {out}; choose a file in a directory that exists")
+    plan = score(
+        options["model"],
+        method=method_of(options),
+        text=text_of(options),
+        drop=parse_amount(options["drop"], "--drop"),
+        **loading_of(options),
+        progress=progress,
+    )
+    if out is not None:
+        try:
+            plan.save(out)
+        except OSError as error:
+            raise OutputError(f"cannot write the plan to {out}: {error.strerror}; choose another file") from error
+    if options["json"]:
+        print_json(
+            {
+                "method": plan.method,
+                "scores": list(plan.scores or ()),
+                "dropped": list(plan.dropped),
+                "order": list(plan.order),
+            }
+        )
+        return
+    console = results_console()
+    if plan.scores is not None:
+        console.print(score_bars(plan.scores, plan.dropped))
+    console.print(
+        f"{plan.method} would drop layers {', '.join(map(str, plan.dropped))}, in the order {', '.join(map(str, plan.order))}",
+        soft_wrap=True,
+    )

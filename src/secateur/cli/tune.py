@@ -1,0 +1,75 @@
+"""`secateur tune`: fine-tune on a task, pruned on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from secateur.cli.options import (
+    add_loading,
+    add_method,
+    add_out,
+    add_target,
+    loading_of,
+    method_of,
+    print_json,
+    settings_of,
+    target_of,
+)
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+
+SUMMARY = "fine-tune on a task, pruned on the way: score, merge, cut, fine-tune, prove, measure"
+USAGE = "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST) [--train full|lora] [OPTIONS]"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The options of this command."""
+    from secateur.data.task import TaskSettings
+    from secateur.training.supervised import FineTuning
+
+    parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
+    parser.add_class_arguments(TaskSettings, None)
+    parser.add_class_arguments(FineTuning, None)
+    parser.add_argument(
+        "--metric", choices=["auto", "accuracy", "perplexity", "generation"], default="auto",
+        help="what is measured; auto is accuracy where there are options to choose among, else perplexity of the completion",
+    )  # fmt: skip
+    parser.add_argument("--merge_adapters", action="store_true", help="with --train lora, write one plain checkpoint")
+    parser.add_argument("--tune_dense", action="store_true", help="fine-tune the dense model alike, for comparison")
+    parser.add_argument("--resume", action="store_true", help="go on with the run to --out that was interrupted")
+    add_method(parser, default="gradpruner")
+    add_target(parser)
+    add_out(parser)
+    add_loading(parser)
+
+
+def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
+    """Do what was asked for."""
+    from secateur.data.task import TaskSettings
+    from secateur.report.console import results_console, show_tuned
+    from secateur.training.supervised import FineTuning
+    from secateur.tuning import tune
+
+    result = tune(
+        options["model"],
+        task=settings_of(TaskSettings, options),
+        target=target_of(options),
+        out=options["out"],
+        method=method_of(options),
+        tuning=settings_of(FineTuning, options),
+        metric=options["metric"],
+        merge_adapters=options["merge_adapters"],
+        tune_dense=options["tune_dense"],
+        overwrite=options["overwrite"],
+        resume=options["resume"],
+        **loading_of(options),
+        progress=progress,
+        command=words,
+    )
+    if options["json"]:
+        print_json({"out": str(result.path), **result.record})
+    else:
+        show_tuned(result.record, str(result.path), results_console())

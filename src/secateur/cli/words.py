@@ -1,0 +1,112 @@
+"""The words of a command line: options with dashes, Python names inside, and what to say where they are wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from secateur.errors import RequestError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+__all__ = ["explained", "one_line", "parse_amount", "parse_layers", "refuse_settings_of_others", "with_underscores"]
+
+_MOST_LAYERS = 10_000  # in one range; more than any model has
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def with_underscores(word: str) -> str:
+    """The word as the parser knows it: `--elder-published.lambda-1=0` is `--elder-published.lambda_1=0`."""
+    if not word.startswith("--"):
+        return word
+    from secateur.methods import METHODS
+
+    option, equals, value = word[2:].partition("=")
+    owner, dot, name = option.partition(".")
+    if dot:
+        name = name.replace("-", "_")
+    elif owner not in METHODS:
+        owner = owner.replace("-", "_")
+    return f"--{owner}{dot}{name}{equals}{value}"
+
+
+def refuse_settings_of_others(words: Sequence[str], method: str | None) -> None:
+    """A setting of a method that does not run would be without effect, and nobody would notice."""
+    from secateur.methods import METHODS
+
+    for word in words:
+        owner, dot, _ = word.removeprefix("--").partition(".")
+        if word.startswith("--") and dot and owner in METHODS and method in METHODS and owner != method:
+            option = word.partition("=")[0].replace("_", "-")
+            raise RequestError(
+                f"{option} is a setting of {owner}, but the method is {method}; give --method {owner}, or leave it out"
+            )
+
+
+def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
+    """What the parser has to say, with the names as they are typed and the nearest option where one is unknown."""
+    import difflib
+
+    message = one_line(error)
+    message = re.sub(r'^Parser key "([\w.-]+)": ', lambda found: f"--{found[1].replace('_', '-')}: ", message)
+    message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+    message = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"expects \1, not '\2'", message)
+    message = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?), NoneType\] .* Given value: (.*)",
+        r"expects \1 or null, not '\2'",
+        message,
+    )
+    message = message.replace("unrecognized arguments:", "unknown option")
+    unknown = re.search(r"unknown option --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
+    if unknown:
+        known = {name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")}
+        near = difflib.get_close_matches(with_underscores(f"--{unknown[1] or unknown[2]}")[2:], known, n=1)
+        if near:
+            option = f"--{near[0].replace('_', '-')}" if unknown[1] else near[0]
+            message += f"; did you mean {option}?"
+    missing = re.search(r"arguments are required: ([\w, ]+)$", message)
+    if missing:
+        names = missing[1].split(", ")
+        named = ["MODEL" if name.startswith("model") else f"--{name.replace('_', '-')}" for name in names]
+        message = f"missing {', '.join(named)}"
+    return f"{message} (see secateur {command} --help)"
+
+
+def parse_amount(text: str, option: str) -> int | float:
+    """A count (`8`) or a share (`25%`, `0.25`).
+
+    Raises:
+        RequestError: if it is neither.
+    """
+    try:
+        if re.fullmatch(r"\s*[+-]?\d+\s*", text):
+            return int(text)
+        share = float(text.strip()[:-1]) / 100 if text.strip().endswith("%") else float(text)
+    except ValueError:
+        raise RequestError(f"{option} is a count such as 8 or a share such as 25%, not '{text}'") from None
+    if not 0 < share < 1:
+        raise RequestError(f"{option} as a share is more than 0% and less than 100%, not '{text}'")
+    return share
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layer numbers and inclusive ranges: `3,7,20-27`.
+
+    Raises:
+        RequestError: if it is something else.
+    """
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise RequestError(f"--layers takes numbers and ranges such as 3,7,20-27, not '{text}'")
+        if dash and int(last) < int(first):
+            raise RequestError(f"--layers: the range {part.strip()} runs backwards; write {last}-{first}")
+        layers += range(int(first), min(int(last or first), int(first) + _MOST_LAYERS) + 1)
+    return tuple(layers)
