@@ -54,3 +54,14 @@ def test_layer_that_is_the_identity_has_no_influence(decoder: Decoder, windows: 
     assert plan.scores is not None
     assert plan.order == (3,)
     assert plan.scores[3] == pytest.approx(0, abs=1e-6)
+
+
+def test_scores_equal_those_of_another_implementation(decoder: Decoder, windows: TokenBatches) -> None:
+    """optipfair (on PyPI) computes block influence too: the same scores and order on the same batches."""
+    depth = pytest.importorskip("optipfair.pruning.depth", reason="optipfair is in the extra dev")
+    equal = windows.take(4)  # they take the mean of the batches' means
+    theirs = depth.analyze_layer_importance(decoder.model, list(equal), show_progress=False)
+    ours = ShortGPT().plan(decoder, equal, drop=5)
+    assert ours.scores is not None
+    assert list(ours.scores) == pytest.approx([theirs[layer] for layer in range(6)], rel=1e-4)
+    assert list(ours.order) == sorted(theirs, key=theirs.__getitem__)[:5]
