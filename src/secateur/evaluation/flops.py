@@ -94,7 +94,7 @@ _FUSED_ATTENTION = (
 
 
 def _counter() -> FlopCounterMode:
-    """torch's counter, which knows the fused attention of CUDA devices but not that of CPUs, and not always grouped heads."""
+    """The counter of torch, which knows the fused attention of CUDA devices, but not that of CPUs, nor always grouped heads."""
     fused = {getattr(torch.ops.aten, name): _attention for name in _FUSED_ATTENTION if hasattr(torch.ops.aten, name)}
     return FlopCounterMode(display=False, custom_mapping=fused)
 

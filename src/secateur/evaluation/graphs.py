@@ -60,7 +60,7 @@ def static_step(model: Any, cache: Any, input_ids: Tensor, token: Tensor) -> Cal
 
 def _recorded(step: Callable[[], Any], token: Tensor) -> Callable[[Tensor], Any]:
     """The step as a graph, after it ran on a stream of its own, as recording wants it."""
-    beside = torch.cuda.Stream()
+    beside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
         for _ in range(_WARM_UP_STEPS):

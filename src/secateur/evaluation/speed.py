@@ -173,7 +173,7 @@ def time_once(model: PreTrainedModel, prompt: Tensor, new_tokens: int, *, cuda_g
 
 
 def _timed(model: Any, input_ids: Tensor, new_tokens: int, cuda_graphs: bool, watch: _Stopwatch) -> Laps:
-    step, cache = recorded_step(model, input_ids, new_tokens) if cuda_graphs else (None, None)
+    replay, cache = recorded_step(model, input_ids, new_tokens) if cuda_graphs else (None, None)
     watch.mark()
     output = read_prompt(model, input_ids, cache)
     watch.mark()
@@ -181,15 +181,17 @@ def _timed(model: Any, input_ids: Tensor, new_tokens: int, cuda_graphs: bool, wa
     token.cpu()
     watch.mark()
     for _ in range(new_tokens):
-        if step is None:
-            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-        else:
-            output = step(token)
+        output = replay(token) if replay else _step(model, token, output.past_key_values)
         token = _likeliest(output, input_ids.device)
     token.cpu()
     watch.mark()
     prefill, choice, decode = watch.laps()
     return Laps(prefill=prefill, first_token=prefill + choice, decode=decode)
+
+
+def _step(model: Any, token: Tensor, cache: Any) -> Any:
+    """One pass over the last token of each sequence, (batch, 1)."""
+    return model(input_ids=token, past_key_values=cache, use_cache=True)
 
 
 def _likeliest(output: Any, device: torch.device) -> Tensor:
