@@ -108,7 +108,11 @@ def compare(models: Mapping[str, Any], settings: SpeedSettings, *, progress: Pro
         RequestError: if a model's context is too short.
         RunError: if it failed on the way.
     """
-    laps = measure_speed(models, settings, progress=progress or Silent())
+    progress = progress or Silent()
+    load, cores = psutil.getloadavg()[0], psutil.cpu_count() or 1
+    if load > cores / 2:
+        progress.note(f"this machine is busy (load {load:.1f} on {cores} cores): the figures will be uncertain")
+    laps = measure_speed(models, settings, progress=progress)
     work = {name: count_work(model, settings) for name, model in models.items()}
     of = {name: {load: by_name[name] for load, by_name in laps.items()} for name in models}
     dense, *others = models
@@ -118,7 +122,9 @@ def compare(models: Mapping[str, Any], settings: SpeedSettings, *, progress: Pro
         "machine": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "processor": platform.machine(),
+            "cores": cores,
             "threads": torch.get_num_threads(),
+            "load_before": load,
         },
         "models": [_about(name, model, work[name], of[name], settings) for name, model in models.items()],
         "speedups": [
