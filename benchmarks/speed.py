@@ -113,7 +113,8 @@ def setting(record: dict[str, Any]) -> str:
     return (
         f"{record['model']}, {record['models'][0]['dtype']}, {settings['prompt_tokens']} prompt tokens, "
         f"{settings['new_tokens']} new tokens, {settings['repeats']} turns; {machine['device']} ({machine['processor']}), "
-        f"{machine['threads']} threads on {machine['cores']} cores, load before the run {machine['load_before']:.1f}, torch {ran['torch']}, transformers {ran['transformers']}."
+        f"{machine['threads']} threads on {machine['cores']} cores, load before the run {machine['load_before']:.1f}; "
+        f"torch {ran['torch']}, transformers {ran['transformers']}."
     )
 
 

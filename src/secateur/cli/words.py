@@ -75,7 +75,8 @@ def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
     missing = re.search(r"arguments are required: ([\w, ]+)$", message)
     if missing:
         names = missing[1].split(", ")
-        named = ["MODEL" if name.startswith("model") else f"--{name.replace('_', '-')}" for name in names]
+        placed = {action.dest: str(action.metavar) for action in parser._actions if not action.option_strings}
+        named = [placed.get(name) or f"--{name.replace('_', '-')}" for name in names]
         message = f"missing {', '.join(named)}"
     return f"{message} (see secateur {command} --help)"
 
