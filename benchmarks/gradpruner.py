@@ -36,7 +36,7 @@ TUNING: dict[str, Any] = {
     "trainer": {"train_sampling_strategy": "group_by_length"},  # less padding
 }  # fmt: skip
 COMPLETION = 3  # tokens that are learnt of an example, in the measurement of times
-RATES = {"full": 1e-4, "lora": 1e-3}
+RATES = {"full": 1e-4, "lora": 2e-3}
 
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     # name: what the table says, method, options

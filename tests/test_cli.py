@@ -24,7 +24,7 @@ from secateur.cli import main
 from secateur.cli.words import parse_amount, parse_layers, with_underscores
 from secateur.errors import RequestError, TrainingDivergedError, WriteError
 
-COMMANDS = ("demo", "score", "prune", "tune", "eval")
+COMMANDS = ("demo", "score", "prune", "tune", "eval", "bench")
 QUICK = ["--elder.joint-steps=3", "--elder.first-steps=2", "--elder.round-steps=1", "--elder.steps=2"]
 SIZE = ["--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=4"]
 
@@ -67,7 +67,7 @@ def one_line(captured: Any) -> str:
 # words after MODEL, DATA and OUT are filled in → what the line must name, what to do
 WRONG: dict[str, tuple[str, str]] = {
     "prnue MODEL": ("unknown command 'prnue'", "did you mean 'prune'"),
-    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, cut, carry, eval"),
+    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, cut, carry, eval, bench"),
     "prune": ("missing MODEL, --data, --out", "see secateur prune --help"),
     "prune MODEL --data DATA --drop 2": ("missing --out", "--help"),
     "prune MODEL --data DATA --out OUT --drop 2 --method eldr": ("unknown method 'eldr'", "did you mean 'elder'"),
@@ -129,6 +129,20 @@ WRONG: dict[str, tuple[str, str]] = {
     "eval MODEL no/such/model --data DATA": ("no/such/model", "give a local checkpoint"),
     "eval MODEL --data nowhere.txt": ("'nowhere.txt'", "give a"),
     "eval MODEL --data SHORT --sequence-length 999": ("fewer than one window of 999", "choose a smaller --sequence-length"),
+    "bench": ("missing DENSE, PRUNED", "secateur bench --help"),
+    "bench MODEL": ("missing PRUNED", "secateur bench --help"),
+    "bench MODEL OTHER --batch-sizes 0": ("batch size must be 1 or more", "not 0"),
+    "bench MODEL OTHER --batch-sizes 1,4,1": ("batch size 1 is given twice", "give each once"),
+    "bench MODEL OTHER --batch-sizes 1;4": ("not '1;4'", "--batch-sizes takes numbers such as 1,4,16"),
+    "bench MODEL OTHER --new-tokens 0": ("new_tokens must be 1 or more", "not 0"),
+    "bench MODEL OTHER --repeats x": ("--repeats: expects int, not 'x'", "secateur bench --help"),
+    "bench MODEL OTHER --prompt-tokens 600": ("has a context of 512 tokens", "choose 512 or fewer together"),
+    "bench MODEL no/such/model": ("no/such/model", "give a local checkpoint"),
+    "bench MODEL MODEL": ("is given twice", "give different models"),
+    "bench MODEL T5": ("is a 't5' model, not a causal language model", "choose one"),
+    "bench MODEL CORRUPT --no-memory": ("damaged safetensors", "copy or download it again"),
+    "bench MODEL OTHER --cuda-graphs": ("CUDA graphs need a CUDA device", "leave them out"),
+    "bench MODEL OTHER --out nowhere/b.json": ("cannot write the record to nowhere/b.json", "a directory that exists"),
     "demo --seed x": ("--seed: expects int, not 'x'", "secateur demo --help"),
     "demo --out FOLDER": ("folder is not empty", "--overwrite"),
     "demo MODEL": ("MODEL", "secateur demo --help"),
@@ -154,12 +168,13 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, text
     for name in ("corrupt", "truncated"):
         shutil.copytree(tiny_checkpoint, base / name)
     (base / "corrupt" / "model.safetensors").write_bytes(b"no safetensors at all")
+    (base / "other").symlink_to(tiny_checkpoint)
     whole = (tiny_checkpoint / "model.safetensors").read_bytes()
     (base / "truncated" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     return {
         "MODEL": str(tiny_checkpoint), "DATA": text, "EMPTY": str(base / "empty.txt"), "SHORT": str(base / "short.txt"),
         "FOLDER": str(base / "folder"), "ENCODER": str(base / "encoder"), "T5": str(base / "t5"), "OUT": "out",
-        "CORRUPT": str(base / "corrupt"), "TRUNCATED": str(base / "truncated"),
+        "OTHER": str(base / "other"), "CORRUPT": str(base / "corrupt"), "TRUNCATED": str(base / "truncated"),
         "BADYAML": str(base / "bad.yaml"), "UNKNOWN": str(base / "unknown.yaml"),
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -19,7 +20,7 @@ from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.errors import TrainingDivergedError
 from secateur.evaluation.perplexity import perplexity
-from secateur.evaluation.speed import measure_speed
+from secateur.evaluation.speed import SpeedSettings, measure_speed, room
 from secateur.methods import Cost, Method, Run
 from secateur.methods.base import measuring
 from secateur.plan import PruningPlan, write_json
@@ -45,6 +46,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_PROMPT_TOKENS, _NEW_TOKENS = 128, 24  # of the speeds in every record; `secateur bench` measures more
 
 
 @dataclass
@@ -176,11 +179,18 @@ def sizes(dense: Any, pruned: Any, directory: Path) -> tuple[int, int]:
 
 
 def add_speed(dense: dict[str, Any], pruned: dict[str, Any], model: Any, pruned_model: Any, progress: Progress) -> None:
-    """Measure the tokens per second of both, in turn, into their metrics."""
-    speeds = measure_speed({"dense": model, "pruned": pruned_model}, progress=progress)
-    for metrics, name in ((dense, "dense"), (pruned, "pruned")):
-        metrics["prefill_tokens_per_second"] = speeds[name].prefill_tokens_per_second
-        metrics["decode_tokens_per_second"] = speeds[name].decode_tokens_per_second
+    """Measure the tokens per second of both, in turn, into their metrics: one sequence, in as much context as there is."""
+    models = {"dense": model, "pruned": pruned_model}
+    context = min(room(model.config) or _PROMPT_TOKENS + _NEW_TOKENS for model in models.values())
+    if context < 2:
+        return
+    new_tokens = min(_NEW_TOKENS, context // 2)
+    prompt_tokens = min(_PROMPT_TOKENS, context - new_tokens)
+    settings = SpeedSettings(prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_sizes=(1,), repeats=3)
+    for measured in measure_speed(models, settings, progress=progress).values():
+        for metrics, name in ((dense, "dense"), (pruned, "pruned")):
+            metrics["prefill_tokens_per_second"] = prompt_tokens / median(laps.prefill for laps in measured[name])
+            metrics["decode_tokens_per_second"] = new_tokens / median(laps.decode for laps in measured[name])
 
 
 def write_about(directory: Path, source: str | Path, plan: PruningPlan, record: dict[str, Any]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.words import parse_amount, parse_layers
-from secateur.errors import RequestError
+from secateur.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -18,6 +19,7 @@ __all__ = [
     "add_method",
     "add_out",
     "add_target",
+    "check_file",
     "loading_of",
     "method_of",
     "print_json",
@@ -113,6 +115,16 @@ def _share(text: str) -> float:
     if not isinstance(amount, float):
         raise RequestError(f"--target-params is a share such as 75%, not '{text}'")
     return amount
+
+
+def check_file(out: str | None, what: str) -> None:
+    """Make sure, before anything expensive, that a file can be written to `out`, if one is asked for.
+
+    Raises:
+        OutputError: if it is a directory, or would lie in none.
+    """
+    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
+        raise OutputError(f"cannot write {what} to {out}; choose a file in a directory that exists")
 
 
 def print_pruned(result: Any, *, as_json: bool) -> None:

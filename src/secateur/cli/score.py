@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_loading, add_method, loading_of, method_of, print_json, text_of
+from secateur.cli.options import add_loading, add_method, check_file, loading_of, method_of, print_json, text_of
 from secateur.cli.words import parse_amount
 
 if TYPE_CHECKING:
@@ -36,8 +35,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     from secateur.report.console import results_console, score_bars
 
     out = options["out"]
-    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
-        raise OutputError(f"cannot write the plan to {out}; choose a file in a directory that exists")
+    check_file(out, "the plan")
     plan = score(
         options["model"],
         method=method_of(options),

@@ -11,7 +11,9 @@ from secateur.errors import RequestError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-__all__ = ["explained", "one_line", "parse_amount", "parse_layers", "refuse_settings_of_others", "with_underscores"]
+__all__ = [
+    "explained", "one_line", "parse_amount", "parse_layers", "parse_sizes", "refuse_settings_of_others", "with_underscores",
+]  # fmt: skip
 
 _MOST_LAYERS = 10_000  # in one range; more than any model has
 
@@ -73,7 +75,8 @@ def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
     missing = re.search(r"arguments are required: ([\w, ]+)$", message)
     if missing:
         names = missing[1].split(", ")
-        named = ["MODEL" if name.startswith("model") else f"--{name.replace('_', '-')}" for name in names]
+        placed = {action.dest: str(action.metavar) for action in parser._actions if not action.option_strings}
+        named = [placed.get(name) or f"--{name.replace('_', '-')}" for name in names]
         message = f"missing {', '.join(named)}"
     return f"{message} (see secateur {command} --help)"
 
@@ -110,3 +113,15 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise RequestError(f"--layers: the range {part.strip()} runs backwards; write {last}-{first}")
         layers += range(int(first), min(int(last or first), int(first) + _MOST_LAYERS) + 1)
     return tuple(layers)
+
+
+def parse_sizes(text: str, option: str) -> tuple[int, ...]:
+    """Numbers with commas between them: `1,4,16`.
+
+    Raises:
+        RequestError: if it is something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"-?[0-9]+", part) for part in parts):
+        raise RequestError(f"{option} takes numbers such as 1,4,16, not '{text}'")
+    return tuple(int(part) for part in parts)

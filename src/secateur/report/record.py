@@ -27,6 +27,7 @@ __all__ = [
     "redacted_command",
     "run_record",
     "versions",
+    "weights_size",
 ]
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers", "huggingface_hub")
@@ -140,6 +141,11 @@ def directory_size(path: str | Path) -> int:
     """Bytes of all files under `path`; links count as what they point to, as in the hub's cache."""
     files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
     return sum(file.stat().st_size for file in files if file.exists())
+
+
+def weights_size(path: str | Path) -> int:
+    """Bytes of a checkpoint's weights on disk, its safetensors files as transformers names them."""
+    return sum(file.stat().st_size for file in Path(path).glob("model*.safetensors"))
 
 
 def redacted_command(command: Sequence[str]) -> str:

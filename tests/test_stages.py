@@ -1,0 +1,40 @@
+"""The speeds in a run's record, by a fake clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from secateur.evaluation import speed
+from secateur.evaluation.speed import Laps
+from secateur.progress import Silent
+from secateur.stages import add_speed
+
+
+@pytest.mark.parametrize(
+    ("context", "prompt_tokens", "new_tokens"), [(512, 128, 24), (64, 40, 24), (20, 10, 10), (2, 1, 1), (1, 0, 0)]
+)
+def test_speeds_are_tokens_over_median_seconds_of_as_many_tokens_as_the_context_has_room_for(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, context: int, prompt_tokens: int, new_tokens: int
+) -> None:
+    seconds = iter([9.0, 9.0, 2.0, 4.0, 1.0, 5.0, 9.0, 3.0])  # dense and pruned in turn: a warm-up, then three turns
+
+    def time_once(_: Any, prompt: Any, *__: Any, **___: Any) -> Laps:
+        assert prompt.shape == (1, prompt_tokens)
+        taken = next(seconds)
+        return Laps(prefill=taken, first_token=0.0, decode=2 * taken)
+
+    monkeypatch.setattr(speed, "time_once", time_once)
+    tiny_model.config.max_position_embeddings = context
+    dense: dict[str, Any] = {}
+    pruned: dict[str, Any] = {}
+    add_speed(dense, pruned, tiny_model, tiny_model, Silent())
+    if not new_tokens:
+        assert dense == pruned == {}
+        return
+    for metrics, median in ((dense, 2.0), (pruned, 4.0)):
+        assert metrics == {
+            "prefill_tokens_per_second": prompt_tokens / median,
+            "decode_tokens_per_second": new_tokens / (2 * median),
+        }
