@@ -1,6 +1,7 @@
 """What watching the gradients costs: plain LoRA training, with `IGIACallback`, and in the published manner.
 
-    python benchmarks/igia_cost.py MODEL            # writes results/igia_cost.json; gradpruner.py tables writes the table
+    python benchmarks/igia_cost.py MODEL [memory]   # writes results/igia_cost.json, or the memory in it anew;
+                                                    # gradpruner.py tables writes the table
 
 Times are of the same optimiser step in turn (plain, watched, published), so that noise hits all alike; peak memory is of one
 process each. The published manner is written here from the formula: after each step the dense products ∇B·∇A of all weights
@@ -28,6 +29,8 @@ RESULT = HERE / "results" / "igia_cost.json"
 
 BATCH, LENGTH, RANK, ROUNDS = 4, 256, 8, 8
 STEPS = (10, 40)
+LONG = 1024  # tokens of a row where memory is measured once more, as long as `secateur tune` takes them
+MEMORY = ((STEPS[0], LENGTH), (STEPS[1], LENGTH), (STEPS[1], LONG))
 LLAMA = {"q": (4096, 4096), "k": (1024, 4096), "v": (1024, 4096), "o": (4096, 4096),
          "gate": (14336, 4096), "up": (14336, 4096), "down": (4096, 14336)}  # (m, n) of Llama-3.1-8B's layers  # fmt: skip
 LLAMA_LAYERS = 32
@@ -52,11 +55,11 @@ class Training:
         self.device = decoder.device
         self.model.train()
 
-    def step(self, seed: int, watch: Any = None) -> float:
+    def step(self, seed: int, watch: Any = None, length: int = LENGTH) -> float:
         """Seconds of one optimiser step, with what `watch` does before the update."""
         import torch
 
-        ids = torch.randint(100, 40_000, (BATCH, LENGTH), generator=torch.Generator().manual_seed(seed)).to(self.device)
+        ids = torch.randint(100, 40_000, (BATCH, length), generator=torch.Generator().manual_seed(seed)).to(self.device)
         start = time.perf_counter()
         with torch.autocast(self.device.type, self.precision or torch.bfloat16, enabled=self.precision is not None):
             loss = self.model(input_ids=ids, labels=ids).loss
@@ -90,12 +93,16 @@ class Training:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         raise SystemExit(__doc__)
     from secateur.plan import write_json
     from secateur.report.record import versions
 
     source = sys.argv[1]
+    if sys.argv[2:] == ["memory"]:
+        report = json.loads(RESULT.read_text(encoding="utf-8"))
+        write_json(RESULT, {**report, "versions": versions(), "memory": measure_memory(source)})
+        return
     report: dict[str, Any] = {
         "versions": versions(), "batch": BATCH, "tokens": LENGTH, "rank": RANK, "rounds": ROUNDS,
         "time": measure_time(source), "memory": measure_memory(source), "llama": in_a_process(measure_llama),
@@ -141,12 +148,16 @@ def measure_time(source: str) -> dict[str, Any]:
 
 
 def measure_memory(source: str) -> dict[str, Any]:
-    """Peak memory of a process that trains so many steps, bytes."""
+    """Peak memory of a process that trains so many steps on rows of so many tokens, bytes."""
     return {
-        f"{way}, {steps} steps": in_a_process(peak_of, source, way, steps)
-        for steps in STEPS
+        named(way, steps, length): in_a_process(peak_of, source, way, steps, length)
+        for steps, length in MEMORY
         for way in ("plain", "watched", "scores only")
     }
+
+
+def named(way: str, steps: int, length: int) -> str:
+    return f"{way}, {steps} steps" + (f", {length} tokens" if length != LENGTH else "")
 
 
 def in_a_process(function: Any, *arguments: Any) -> Any:
@@ -155,7 +166,7 @@ def in_a_process(function: Any, *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def peak_of(source: str, way: str, steps: int) -> int:
+def peak_of(source: str, way: str, steps: int, length: int) -> int:
     from secateur.evaluation.memory import PeakMemory
     from secateur.training.igia import IGIA
 
@@ -167,7 +178,7 @@ def peak_of(source: str, way: str, steps: int) -> int:
         )  # each of two real steps is read so often: the memory of `steps` steps, and then a step with it
         for number in range(3):
             training.step(
-                number, (lambda: [watch() for _ in range(many)]) if watch is not None and number < 2 else None
+                number, (lambda: [watch() for _ in range(many)]) if watch is not None and number < 2 else None, length
             )
     return peak.bytes
 
@@ -205,11 +216,13 @@ def table() -> str:
         ["… the callback's own work, of the plain step's time", f"{100 * spent['reading_share']:.1f} %"],
         ["time of a step in the published manner, of the plain step's", ratio(spent["published"])],
     ]
-    for steps in STEPS:
-        plain = memory[f"plain, {steps} steps"]
+    for steps, length in MEMORY:
+        plain = memory.get(named("plain", steps, length))
         for way in ("watched", "scores only"):
-            peak = memory[f"{way}, {steps} steps"]
-            rows.append([f"peak memory over {steps} steps, {way}, of the plain training's", f"{peak / plain:.3f}"])
+            peak = memory.get(named(way, steps, length))
+            if plain and peak:
+                what = f"peak memory over {steps} steps of {BATCH} x {length} tokens, {way}, of the plain training's"
+                rows.append([what, f"{peak / plain:.3f}"])
     rows += [
         [
             f"factors of {llama['steps']} steps at Llama-3.1-8B's shapes, on paper",
