@@ -161,13 +161,31 @@ class PruningPlan:
         gone = set(self.order)
         return tuple(layer for layer in range(self.num_layers) if layer not in gone)
 
+    def prefix(self, drop: int) -> PruningPlan:
+        """The smaller cut of the first `drop` layers; what a method made for exactly these layers is left out.
+
+        For a method that is nested (`Method.nested`) it is the method's own plan for `drop` layers.
+
+        Raises:
+            PlanError: if there are not so many.
+        """
+        if not 1 <= drop <= len(self.order):
+            raise PlanError(f"cannot take {drop} of a plan's {len(self.order)} layers; choose 1..{len(self.order)}")
+        if drop == len(self.order):
+            return self
+        return replace(self, order=self.order[:drop], merges={}, evidence=None)
+
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically."""
+        write_json(path, self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain values; `of_json` reads them."""
         body = asdict(replace(self, evidence=None))
         del body["evidence"]
         body["dropped"] = list(self.dropped)
         body["scores"] = None if self.scores is None else list(self.scores)
-        write_json(path, body)
+        return body
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
@@ -177,19 +195,7 @@ class PruningPlan:
             PlanError: if the file is missing, is not such a plan, or is inconsistent.
         """
         try:
-            body = json.loads(Path(path).read_text(encoding="utf-8"))
-            scores, method = body["scores"], str(body["method"])
-            return cls(
-                num_layers=int(body["num_layers"]),
-                order=tuple(body["order"]),
-                scores=None
-                if scores is None
-                else LayerScores(tuple(math.nan if s is None else s for s in scores), method),
-                method=method,
-                options=dict(body["options"]),
-                merges={int(source): int(target) for source, target in body["merges"].items()},
-                provenance=dict(body["provenance"]),
-            )
+            return cls.of_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror or error}; give a plan.json") from error
         except PlanError:
@@ -198,3 +204,17 @@ class PruningPlan:
             raise PlanError(
                 f"{path} is not a pruning plan ({error!r}); give a plan.json written by secateur"
             ) from error
+
+    @classmethod
+    def of_json(cls, body: dict[str, Any]) -> PruningPlan:
+        """The plan that `as_json` made these values of."""
+        scores, method = body["scores"], str(body["method"])
+        return cls(
+            num_layers=int(body["num_layers"]),
+            order=tuple(body["order"]),
+            scores=None if scores is None else LayerScores(tuple(math.nan if s is None else s for s in scores), method),
+            method=method,
+            options=dict(body["options"]),
+            merges={int(source): int(target) for source, target in body["merges"].items()},
+            provenance=dict(body["provenance"]),
+        )
