@@ -12,11 +12,39 @@ import torch
 
 from secateur.errors import ModelError, UnsupportedModelError
 
-__all__ = ["autocast_dtype", "load_model", "load_tokenizer", "local_checkpoint", "quiet_transformers"]
+__all__ = ["autocast_dtype", "load_config", "load_model", "load_tokenizer", "local_checkpoint", "quiet_transformers"]
 
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_config(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """Load the configuration of a causal language model, without its weights.
+
+    Args:
+        source: a hub id or a local checkpoint directory.
+        revision: the branch, tag or commit of a hub id.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ModelError: if it cannot be read; the message says why and what to do.
+        UnsupportedModelError: if it is not a causal language model's.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    with _explained(source), quiet_transformers():
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    causal = remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    # BERT and its like can be built as a decoder; a checkpoint trained to fill gaps is none.
+    masked = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or ())
+    if getattr(config, "is_encoder_decoder", False) or masked or not causal:
+        raise UnsupportedModelError(
+            f"{source} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
+        )
+    return config
 
 
 def load_model(
@@ -42,22 +70,12 @@ def load_model(
         ModelError: if it cannot be read; the message says why and what to do.
         UnsupportedModelError: if it is not a causal language model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import AutoModelForCausalLM
 
     if dtype not in _DTYPES:
         raise ModelError(f"unknown dtype '{dtype}'; choose one of {', '.join(_DTYPES)}")
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with _explained(source), quiet_transformers():
-        config = AutoConfig.from_pretrained(source, **common)
-    remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    causal = remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    # BERT and its like can be built as a decoder; a checkpoint trained to fill gaps is none.
-    masked = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or ())
-    if getattr(config, "is_encoder_decoder", False) or masked or not causal:
-        raise UnsupportedModelError(
-            f"{source} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
-        )
+    config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     with _explained(source), quiet_transformers():
         model, report = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=_DTYPES[dtype], use_safetensors=True, output_loading_info=True, **common

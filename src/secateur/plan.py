@@ -13,7 +13,7 @@ from typing import Any, overload
 
 from secateur.errors import PlanError
 
-__all__ = ["LayerScores", "PruningPlan", "count_to_drop", "finite", "write_json"]
+__all__ = ["LayerScores", "PruningPlan", "count_to_drop", "finite", "write_json", "write_text"]
 
 
 def count_to_drop(drop: int | float, num_layers: int) -> int:
@@ -43,11 +43,16 @@ def write_json(path: str | Path, value: Any) -> None:
 
     Non-finite numbers become null: JSON has no word for them.
     """
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text so that `path` holds either the old content or the new, never half of it."""
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(text)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(target)
     except BaseException:
