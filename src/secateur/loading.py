@@ -19,34 +19,6 @@ logger = logging.getLogger(__name__)
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_config(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """Load the configuration of a causal language model, without its weights.
-
-    Args:
-        source: a hub id or a local checkpoint directory.
-        revision: the branch, tag or commit of a hub id.
-        trust_remote_code: run code that comes with the model.
-
-    Raises:
-        ModelError: if it cannot be read; the message says why and what to do.
-        UnsupportedModelError: if it is not a causal language model's.
-    """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    with _explained(source), quiet_transformers():
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    causal = remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    # BERT and its like can be built as a decoder; a checkpoint trained to fill gaps is none.
-    masked = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or ())
-    if getattr(config, "is_encoder_decoder", False) or masked or not causal:
-        raise UnsupportedModelError(
-            f"{source} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
-        )
-    return config
-
-
 def load_model(
     source: str | Path,
     *,
@@ -74,8 +46,8 @@ def load_model(
 
     if dtype not in _DTYPES:
         raise ModelError(f"unknown dtype '{dtype}'; choose one of {', '.join(_DTYPES)}")
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = load_config(source, **common)
     with _explained(source), quiet_transformers():
         model, report = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=_DTYPES[dtype], use_safetensors=True, output_loading_info=True, **common
@@ -90,6 +62,29 @@ def load_model(
     if getattr(model, "hf_device_map", None) is None:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model.eval()
+
+
+def load_config(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The configuration of a causal language model, without its weights.
+
+    Raises:
+        ModelError: if it cannot be read.
+        UnsupportedModelError: if it is not that of a causal language model.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    with _explained(source), quiet_transformers():
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    causal = remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    # BERT and its like can be built as a decoder; a checkpoint trained to fill gaps is none.
+    masked = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or ())
+    if getattr(config, "is_encoder_decoder", False) or masked or not causal:
+        raise UnsupportedModelError(
+            f"{source} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
+        )
+    return config
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

@@ -13,7 +13,7 @@ from secateur.compare.config import Comparison, MethodChoice, ModelChoice, Recov
 from secateur.errors import RequestError
 from secateur.plan import count_to_drop, finite
 
-__all__ = ["Cell", "cells_of", "chosen", "differing", "largest_drops", "plan_id", "request_of"]
+__all__ = ["Cell", "cells_of", "chosen", "differing", "lacks", "largest_drops", "measures_of", "plan_id", "request_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def largest_drops(cells: Sequence[Cell]) -> dict[str, int]:
 
 
 def request_of(cell: Cell, comparison: Comparison, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """All that decides what is in a cell's file, as plain JSON values; titles do not.
+    """All that decides what is in a cell's file but for what is measured, as plain JSON values; titles do not.
 
     Args:
         cell: the cell.
@@ -119,12 +119,21 @@ def request_of(cell: Cell, comparison: Comparison, fingerprints: Mapping[str, st
         "text": dataclasses.asdict(comparison.text),
         "fingerprints": dict(fingerprints),
         "precision": comparison.precision,
-        "tasks": list(cell.tasks),
-        "task_limit": comparison.task_limit if cell.tasks else None,
-        "speed": cell.speed,
     }
     plain: dict[str, Any] = json.loads(json.dumps(finite(asked)))
     return plain
+
+
+def measures_of(cell: Cell, comparison: Comparison) -> dict[str, Any]:
+    """What is measured of a cell beside its perplexity: each task with its limit, and the speed."""
+    return {"tasks": dict.fromkeys(cell.tasks, comparison.task_limit), "speed": cell.speed}
+
+
+def lacks(result: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a result lacks something that is to be measured now; more than that does no harm."""
+    made = result["measures"]
+    missing = [task for task, limit in wanted["tasks"].items() if made["tasks"].get(task, -1) != limit]
+    return bool(missing) or (wanted["speed"] and not made["speed"])
 
 
 def differing(asked: Any, made: Any, name: str = "") -> str | None:

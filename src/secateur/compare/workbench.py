@@ -26,13 +26,12 @@ from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.errors import ModelError, RequestError
 from secateur.evaluation.memory import PeakMemory
-from secateur.evaluation.speed import measure_speed
 from secateur.loading import autocast_dtype, load_config, load_model, load_tokenizer
 from secateur.methods import Run
 from secateur.plan import PruningPlan
 from secateur.progress import Progress
 from secateur.report.record import config_sha256, versions
-from secateur.stages import Stages, quality, sharing_copy
+from secateur.stages import Stages, add_speed, quality, sharing_copy
 from secateur.surgery.live import remove_layers_
 from secateur.training.precision import round_back_, to_float32_
 
@@ -273,14 +272,14 @@ def task_values(
     return {task: {"value": float(found[task].value), "stderr": float(found[task].stderr)} for task in tasks}
 
 
-def speed_ratios(dense: Any, pruned: Any, progress: Progress) -> dict[str, float]:
+def speed_ratios(dense: Any, pruned: Any, progress: Progress) -> dict[str, float] | None:
     """How many times the dense model's speed the pruned one has: the one place where a comparison measures speed."""
-    speeds = measure_speed({"dense": dense, "pruned": pruned}, progress=progress)
-    return {
-        kind: getattr(speeds["pruned"], f"{kind}_tokens_per_second")
-        / getattr(speeds["dense"], f"{kind}_tokens_per_second")
-        for kind in ("prefill", "decode")
-    }
+    measured: dict[str, dict[str, Any]] = {"dense": {}, "pruned": {}}
+    add_speed(measured["dense"], measured["pruned"], dense, pruned, progress)
+    names = {kind: f"{kind}_tokens_per_second" for kind in ("prefill", "decode")}
+    if not measured["dense"]:  # no room in its context
+        return None
+    return {kind: measured["pruned"][name] / measured["dense"][name] for kind, name in names.items()}
 
 
 @contextmanager
