@@ -37,6 +37,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     ]  # fmt: skip
     if missing:
         raise RequestError(f"missing {', '.join(missing)} (see secateur compare --help)")
+    from secateur.compare.results import STATES
     from secateur.compare.run import compare
 
     outcome = compare(
@@ -48,7 +49,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         remake=options["remake"],
         progress=progress,
     )
-    counts = {state: outcome.count(state) for state in ("done", "failed", "running", "left")}
+    counts: dict[str, int] = {state: outcome.count(state) for state in STATES}
     if options["json"]:
         print_json(
             {

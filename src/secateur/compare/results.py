@@ -11,7 +11,7 @@ DIR/table.md           the tables               DIR/plots/…svg             the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,10 @@ from secateur.errors import OutputError, RequestError
 from secateur.plan import finite, write_json
 from secateur.surgery.checkpoint import check_output
 
-__all__ = ["Results", "Row", "State"]
+__all__ = ["STATES", "Results", "Row", "State"]
 
 State = Literal["done", "failed", "running", "left"]
+STATES: tuple[State, ...] = ("done", "failed", "running", "left")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class Results:
             for left in self.file(id).parent.glob(f".{name}.*"):
                 left.unlink(missing_ok=True)
 
-    def check_made_alike(self, requests: dict[str, dict[str, Any]]) -> None:
+    def check_made_alike(self, requests: Mapping[str, dict[str, Any]]) -> None:
         """Refuse results that were made with other settings than are asked for now.
 
         Raises:

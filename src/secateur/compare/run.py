@@ -12,9 +12,19 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from secateur.compare.cells import Cell, cells_of, chosen, differing, largest_drops, request_of
+from secateur.compare.cells import (
+    Cell,
+    cells_of,
+    chosen,
+    differing,
+    lacks,
+    largest_drops,
+    measures_of,
+    plan_id,
+    request_of,
+)
 from secateur.compare.config import read_comparison
-from secateur.compare.results import Results, State
+from secateur.compare.results import STATES, Results, State
 from secateur.compare.tables import perplexity_text, write_tables
 from secateur.compare.workbench import Workbench, check_tasks
 from secateur.errors import RequestError, SecateurError, WriteError
@@ -85,17 +95,21 @@ def compare(
     every = cells_of(comparison, {model.title: bench.num_layers(model) for model in comparison.models})
     cells = chosen(every, only)
     check_tasks([task for cell in cells for task in cell.tasks])
-    requests = {
-        cell.id: request_of(cell, comparison, bench.fingerprints(cell.model, cell.seed)) for cell in cells
-    }  # fmt: skip
+    matrix = _Matrix(
+        cells=cells,
+        requests={cell.id: request_of(cell, comparison, bench.fingerprints(cell.model, cell.seed)) for cell in cells},
+        measures={cell.id: measures_of(cell, comparison) for cell in cells},
+        most=largest_drops(every),
+        results=results,
+    )
     if not remake:
-        results.check_made_alike(requests)
+        results.check_made_alike(matrix.requests)
     if dry_run:
-        return _outcome(results, cells, requests)
+        return matrix.outcome()
     results.open()
     results.index(every)
     try:
-        _make_all(bench, results, cells, requests, largest_drops(every), progress, _Limit(start, max_minutes))
+        _make_all(bench, matrix, progress, _Limit(start, max_minutes))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what is done is kept in {out}; run the same command to go on") from None
     except OSError as error:
@@ -103,7 +117,7 @@ def compare(
             f"cannot write to {out}: {error.strerror or error}; make room, and run the same command to go on"
         ) from error
     make_tables(out, progress=progress)
-    return _outcome(results, cells, requests)
+    return matrix.outcome()
 
 
 def make_tables(out: str | Path, *, progress: Progress | None = None) -> list[Path]:
@@ -138,46 +152,89 @@ class _Limit:
         return gone + seconds > 60 * self.minutes or gone >= 60 * self.minutes
 
 
-def _make_all(
-    bench: Workbench,
-    results: Results,
-    cells: Sequence[Cell],
-    requests: Mapping[str, dict[str, Any]],
-    most: Mapping[str, int],
-    progress: Progress,
-    limit: _Limit,
-) -> None:
-    """Each cell that is neither done nor somebody else's, in order, until one would end too late."""
-    from secateur.compare.cells import plan_id
+@dataclass(frozen=True, kw_only=True)
+class _Matrix:
+    """The cells that were asked for, and what there is of them."""
 
-    left = [cell for cell in cells if not _is_done(results, cell, requests)]
-    with progress.track(f"comparing {len(cells)} cells", len(cells)) as advance:
-        advance(len(cells) - len(left))
+    cells: Sequence[Cell]
+    requests: Mapping[str, dict[str, Any]]
+    measures: Mapping[str, dict[str, Any]]
+    most: Mapping[str, int]
+    results: Results
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether there is a result, of these settings, with all that is to be measured."""
+        made = self.results.result(cell.id)
+        if made is None or differing(self.requests[cell.id], made.get("request")):
+            return False
+        return not lacks(made, self.measures[cell.id])
+
+    def outcome(self, finished: str | None = None) -> Outcome:
+        """How far the cells are; `finished` is one that this process still holds, and is done with."""
+        states: dict[str, State] = {}
+        for cell in self.cells:
+            if self.is_done(cell):
+                states[cell.id] = "done"
+            else:
+                state = "failed" if cell.id == finished else self.results.state(cell.id)
+                states[cell.id] = "left" if state == "done" else state
+        expected = self.expected_seconds()
+        times = [expected(cell) for cell in self.cells if states[cell.id] in ("left", "running")]
+        known = [seconds for seconds in times if seconds is not None]
+        return Outcome(
+            folder=self.results.folder,
+            states=states,
+            errors={name: self.results.failure(name) or "" for name, state in states.items() if state == "failed"},
+            seconds_left=sum(known) if known and len(known) == len(times) else None,
+        )
+
+    def expected_seconds(self) -> Callable[[Cell], float | None]:
+        """How long a cell takes: the mean of those with its method and recovery, else with its recovery, else of all."""
+        kinds: dict[tuple[str, ...], list[float]] = {}
+        for cell in self.cells:
+            made = self.results.result(cell.id)
+            if made is not None:
+                for key in _kinds(cell):
+                    kinds.setdefault(key, []).append(sum(made["timings"]["seconds"].values()))
+        return lambda cell: next((mean(kinds[key]) for key in _kinds(cell) if key in kinds), None)
+
+
+def _kinds(cell: Cell) -> tuple[tuple[str, ...], ...]:
+    """What a cell's time is judged by, the nearest first."""
+    return (cell.method.title, cell.recovery.title), (cell.recovery.title,), ()
+
+
+def _make_all(bench: Workbench, matrix: _Matrix, progress: Progress, limit: _Limit) -> None:
+    """Each cell that is neither done nor somebody else's, in order, until one would end too late."""
+    left = [cell for cell in matrix.cells if not matrix.is_done(cell)]
+    with progress.track(f"comparing {len(matrix.cells)} cells", len(matrix.cells)) as advance:
+        advance(len(matrix.cells) - len(left))
         for cell in left:
-            expected = _expected_seconds(results, cells)(cell)
-            if limit.forbids(expected or 0.0):
+            if limit.forbids(matrix.expected_seconds()(cell) or 0.0):
                 progress.note(f"stopped before {cell.id}: it would not be done in time")
                 return
-            with results.claim(cell.id) as mine:
-                if mine and not _is_done(results, cell, requests):
-                    results.sweep(cell.id)
-                    said = _made(bench, results, cell, requests[cell.id], most[plan_id(cell)])
-                    progress.note(f"{said}; {_so_far(_outcome(results, cells, requests, running=cell.id))}")
+            with matrix.results.claim(cell.id) as mine:
+                if mine and not matrix.is_done(cell):
+                    matrix.results.sweep(cell.id)
+                    said = _made(bench, matrix, cell)
+                    progress.note(f"{said}; {_so_far(matrix.outcome(finished=cell.id))}")
             advance(1)
 
 
-def _made(bench: Workbench, results: Results, cell: Cell, request: dict[str, Any], most: int) -> str:
+def _made(bench: Workbench, matrix: _Matrix, cell: Cell) -> str:
     """Make one cell, or write down why it cannot be made; a line about it."""
-    start = time.monotonic()
+    start, request = time.monotonic(), matrix.requests[cell.id]
     try:
-        result = bench.make(cell, request, most)
+        result = bench.make(cell, most=matrix.most[plan_id(cell)])
     except Exception as error:  # whatever it is, the other cells do not depend on it
         logger.debug("%s failed", cell.id, exc_info=True)
         line = " ".join(str(error).split()) or type(error).__name__
         line = line if isinstance(error, SecateurError) else f"{type(error).__name__}: {line}"
-        results.fail(cell.id, {"id": cell.id, "request": request, "error": line, "traceback": traceback.format_exc()})
+        failure = {"id": cell.id, "request": request, "error": line, "traceback": traceback.format_exc()}
+        matrix.results.fail(cell.id, failure)
         return f"{cell.id} failed: {line}"
-    results.finish(cell.id, result)
+    about = {"id": cell.id, "request": request, "measures": matrix.measures[cell.id]}
+    matrix.results.finish(cell.id, {**about, **result})
     metrics = result["metrics"]
     return (
         f"{cell.id}: perplexity {perplexity_text(metrics['pruned']['perplexity'])} "
@@ -185,55 +242,8 @@ def _made(bench: Workbench, results: Results, cell: Cell, request: dict[str, Any
     )
 
 
-def _is_done(results: Results, cell: Cell, requests: Mapping[str, dict[str, Any]]) -> bool:
-    made = results.result(cell.id)
-    return made is not None and differing(requests[cell.id], made.get("request")) is None
-
-
-def _outcome(
-    results: Results, cells: Sequence[Cell], requests: Mapping[str, dict[str, Any]], running: str | None = None
-) -> Outcome:
-    """How far the cells are; `running` is one that this process holds and has just dealt with."""
-    states: dict[str, State] = {}
-    for cell in cells:
-        if cell.id == running:
-            states[cell.id] = "done" if _is_done(results, cell, requests) else "failed"
-        else:
-            state = results.state(cell.id)
-            states[cell.id] = "left" if state == "done" and not _is_done(results, cell, requests) else state
-    errors = {name: results.failure(name) or "" for name, state in states.items() if state == "failed"}
-    expected = _expected_seconds(results, cells)
-    times = [expected(cell) for cell in cells if states[cell.id] in ("left", "running")]
-    known = [seconds for seconds in times if seconds is not None]
-    return Outcome(
-        folder=results.folder,
-        states=states,
-        errors=errors,
-        seconds_left=sum(known) if len(known) == len(times) else None,
-    )
-
-
-def _expected_seconds(results: Results, cells: Sequence[Cell]) -> Callable[[Cell], float | None]:
-    """How long a cell takes: the mean of those with its method and recovery, else with its recovery, else of all."""
-    kinds: dict[tuple[str, ...], list[float]] = {}
-    for cell in cells:
-        made = results.result(cell.id)
-        if made is not None:
-            seconds = sum(made["timings"]["seconds"].values())
-            for key in ((cell.method.title, cell.recovery.title), (cell.recovery.title,), ()):
-                kinds.setdefault(key, []).append(seconds)
-
-    def expected(cell: Cell) -> float | None:
-        for key in ((cell.method.title, cell.recovery.title), (cell.recovery.title,), ()):
-            if key in kinds:
-                return mean(kinds[key])
-        return None
-
-    return expected
-
-
 def _so_far(outcome: Outcome) -> str:
-    counts = {state: outcome.count(state) for state in ("done", "failed", "running", "left")}
+    counts = {state: outcome.count(state) for state in STATES}
     said = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state in ("done", "left"))
     if outcome.seconds_left and counts["left"]:
         said += f", about {duration(outcome.seconds_left)} to go"

@@ -80,12 +80,11 @@ class Workbench:
 
     # ---- a cell --------------------------------------------------------------------------------------------------------
 
-    def make(self, cell: Cell, request: dict[str, Any], most: int) -> dict[str, Any]:
+    def make(self, cell: Cell, *, most: int) -> dict[str, Any]:
         """The result of a cell, as it goes into its file.
 
         Args:
             cell: the cell.
-            request: all that decides it.
             most: how many layers the choice is made for, where it serves other cells too.
         """
         run = Stages(self._progress)
@@ -114,8 +113,6 @@ class Workbench:
         cost = cell.method.method.cost(decoder.num_layers, cell.drop, data)
         text = self._comparison.text
         return {
-            "id": cell.id,
-            "request": request,
             "dropped": list(plan.dropped),
             "order": list(plan.order),
             "metrics": {"dense": {**dense, "tasks": dense_tasks}, "pruned": {**measured, "tasks": tasks}},
