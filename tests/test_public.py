@@ -46,7 +46,9 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
     assert f"`{name}`" in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("name", "row"), [("elder", "| `sleb` |"), ("gradpruner", "| dense |")])
+@pytest.mark.parametrize(
+    ("name", "row"), [("elder", "| `sleb` |"), ("gradpruner", "| dense |"), ("compare", "| `elder` |")]
+)
 def test_the_tables_in_the_docs_are_those_made_from_the_result_files(name, row):
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
     benchmark = importlib.util.module_from_spec(spec)

@@ -55,7 +55,6 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"task_limit": 0}, "task_limit must be a whole number of 1 or more", "not 0"),
     ({"speed": "fast"}, "speed must be true or false", "not 'fast'"),
     ({"precision": "fp8"}, "precision must be one of auto, fp32, bf16", "not 'fp8'"),
-    ({"include_path": "no/such/folder"}, "no/such/folder is no folder", "give the folder"),
     ({"blocks": []}, "blocks is empty", "name at least one"),
     ({"blocks": [{"drop": [3]}]}, "blocks has no 'drop'", "did you mean 'drops'?"),
     ({"blocks": [{}, {"drop": [3]}]}, "blocks[1] has no 'drop'", "did you mean 'drops'?"),

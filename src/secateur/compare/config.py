@@ -156,8 +156,6 @@ def read_comparison(path: str | Path) -> Comparison:
     _distinct([method for block in comparison.blocks for method in block.methods], "methods")
     _distinct([recovery for block in comparison.blocks for recovery in block.recoveries], "recovery")
     comparison.text_here()
-    if comparison.include_path is not None and not Path(with_environment(comparison.include_path)).is_dir():
-        raise RequestError(f"include_path {comparison.include_path} is no folder; give the folder of the task files")
     return comparison
 
 

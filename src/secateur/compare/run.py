@@ -94,7 +94,7 @@ def compare(
     bench = Workbench(comparison, results, progress)
     every = cells_of(comparison, {model.title: bench.num_layers(model) for model in comparison.models})
     cells = chosen(every, only)
-    check_tasks([task for cell in cells for task in cell.tasks])
+    check_tasks(sorted({task for cell in cells for task in cell.tasks}), comparison)
     matrix = _Matrix(
         cells=cells,
         requests={cell.id: request_of(cell, comparison, bench.fingerprints(cell.model, cell.seed)) for cell in cells},

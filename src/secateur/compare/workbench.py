@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -38,6 +38,9 @@ from secateur.training.precision import round_back_, to_float32_
 __all__ = ["Workbench", "check_tasks"]
 
 logger = logging.getLogger(__name__)
+
+Tasks = dict[str, dict[str, float]]
+"""Task → `value`, a share of right answers, and its standard error, `stderr`."""
 
 
 class Workbench:
@@ -94,7 +97,7 @@ class Workbench:
                 data, held_out = self.text(cell.model, cell.seed)
             with run.stage("measure dense"):
                 dense = self._dense_quality(cell.model, decoder, held_out)
-                dense_tasks = {task: self._dense_task(cell.model, decoder, task) for task in cell.tasks}
+                dense_tasks = self._dense_tasks(cell.model, decoder, cell.tasks)
             context = Run(
                 seed=cell.seed,
                 precision=autocast_dtype(self._comparison.precision, decoder.device),
@@ -203,17 +206,19 @@ class Workbench:
         found: dict[str, Any] = self._results.once("dense", slug(model.title), request, measure)["value"]
         return found
 
-    def _dense_task(self, model: ModelChoice, decoder: Decoder, task: str) -> dict[str, float]:
-        request = {"model": _asked(model), "task": task, "limit": self._comparison.task_limit}
+    def _dense_tasks(self, model: ModelChoice, decoder: Decoder, tasks: Sequence[str]) -> Tasks:
+        """Each task once, so that more can be asked for later; a group gives several values."""
+        values: Tasks = {}
+        for task in tasks:
+            request = {"model": _asked(model), "task": task, "limit": self._comparison.task_limit}
 
-        def measure() -> dict[str, Any]:
-            return {"value": task_values(decoder.model, self._tokenizer(model), (task,), self._comparison)[task]}
+            def measure(task: str = task) -> dict[str, Any]:
+                return {"value": task_values(decoder.model, self._tokenizer(model), (task,), self._comparison)}
 
-        name = f"{slug(model.title)}--{slug(task)}"
-        found: dict[str, float] = self._results.once("dense", name, request, measure)["value"]
-        return found
+            values |= self._results.once("dense", f"{slug(model.title)}--{slug(task)}", request, measure)["value"]
+        return values
 
-    def _tasks(self, pruned: Any, cell: Cell) -> dict[str, dict[str, float]]:
+    def _tasks(self, pruned: Any, cell: Cell) -> Tasks:
         return task_values(pruned, self._tokenizer(cell.model), cell.tasks, self._comparison)
 
     def _plan(self, cell: Cell, decoder: Decoder, data: TokenBatches, most: int, context: Run) -> PruningPlan:
@@ -239,34 +244,32 @@ class Workbench:
         return plan.prefix(cell.drop)
 
 
-def check_tasks(tasks: Sequence[str]) -> None:
+def check_tasks(tasks: Sequence[str], comparison: Comparison) -> None:
     """Make sure that tasks can be measured here.
 
     Raises:
         RequestError: if they cannot.
     """
     if tasks:
-        _harness_scores()
+        _harness().HarnessTasks.load(tuple(tasks), **_harness_options(comparison))
 
 
-def _harness_scores() -> Any:
+def task_values(model: Any, tokenizer: Any, tasks: Sequence[str], comparison: Comparison) -> Tasks:
+    """The `value` of each task, with its `stderr`: the one place where a comparison calls the evaluation harness."""
+    found = _harness().harness_scores(model, tokenizer, tuple(tasks), **_harness_options(comparison))
+    return {score.task: {"value": score.value, "stderr": score.stderr} for score in found}
+
+
+def _harness_options(comparison: Comparison) -> dict[str, Any]:
+    path = comparison.include_path
+    return {"limit": comparison.task_limit, "include_path": None if path is None else with_environment(path)}
+
+
+def _harness() -> Any:
     try:
-        from secateur.evaluation.harness import harness_scores  # type: ignore[import-not-found,unused-ignore]
+        return import_module("secateur.evaluation.harness")
     except ImportError as error:
         raise RequestError(f"tasks cannot be measured here ({error}); leave 'tasks' out") from error
-    return harness_scores
-
-
-def task_values(
-    model: Any, tokenizer: Any, tasks: Sequence[str], comparison: Comparison
-) -> dict[str, dict[str, float]]:
-    """The `value` of each task, with its `stderr`: the one place where a comparison calls the evaluation harness."""
-    path = comparison.include_path
-    found = _harness_scores()(
-        model, tokenizer, list(tasks), limit=comparison.task_limit,
-        include_path=None if path is None else Path(with_environment(path)),
-    )  # fmt: skip
-    return {task: {"value": float(found[task].value), "stderr": float(found[task].stderr)} for task in tasks}
 
 
 def speed_ratios(dense: Any, pruned: Any, progress: Progress) -> dict[str, float] | None:
