@@ -169,3 +169,13 @@ def test_the_drawn_front_is_the_lowest_perplexity_for_its_speed() -> None:
     assert list(zip(*front.get_data(), strict=True)) == [
         (1.6, pytest.approx(30)), (1.2, pytest.approx(12)), (1.1, pytest.approx(11)), (1.0, pytest.approx(10)),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("highest", "scale"), [(19.0, "linear"), (21.0, "log"), (5e5, "log")])
+def test_perplexities_that_differ_more_than_twofold_stand_by_their_logarithm(highest: float, scale: str) -> None:
+    drawn = figure([row("a", 2, 15.0), row("b", 2, highest)], "parameters", title="M")  # the dense model has 10
+    assert drawn.axes[0].get_yscale() == scale
+    drawn.canvas.draw()
+    low, high = drawn.axes[0].get_ylim()
+    shown = [label.get_text() for label in drawn.axes[0].get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert len([text for text in shown if text]) >= 2, "figures to read it by"

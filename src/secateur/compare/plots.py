@@ -170,7 +170,7 @@ def figure(rows: Sequence[Row], axis: str, *, title: str) -> Figure:
     axes.set(xlabel=across.label, ylabel="perplexity", title=title)
     if across.shared:
         _ticks(axes, [(place(value), _said(value)) for value in values])
-    _logarithmic(axes)
+    _logarithmic(axes, [y for _, y in at])
     _legend(drawn, methods, recoveries)
     return drawn
 
@@ -228,12 +228,12 @@ def _marker(method: int, recovery: int) -> dict[str, Any]:
     }
 
 
-def _logarithmic(axes: Axes) -> None:
+def _logarithmic(axes: Axes, perplexities: Sequence[float]) -> None:
     """Perplexity by its logarithm, in plain figures; a small range as it is."""
-    low, high = axes.get_ylim()
-    if high > 2 * low > 0:
+    ratio = max(perplexities) / min(perplexities)
+    if ratio > 2:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 1000 else (1,)))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}"))
     axes.grid(axis="y", color="0.93", linewidth=0.6)
