@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import re
@@ -12,6 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from secateur.compare.claims import claimed
+from secateur.compare.tables import markdown
+
+__all__ = ["load_results", "markdown", "next_cell", "run_cells", "with_tables"]
 
 
 def run_cells(
@@ -27,7 +31,6 @@ def run_cells(
 
     results.mkdir(parents=True, exist_ok=True)
     claims = Path(tempfile.gettempdir(), f"secateur-{results.name}")
-    claims.mkdir(exist_ok=True)
     while True:
         with next_cell(cells, results, claims, only) as cell:
             if cell is None:
@@ -47,12 +50,8 @@ def next_cell(cells: Path, results: Path, claims: Path, only: Sequence[str] | No
         result = results / f"{cell['id']}.json"
         if result.exists() or (only and cell["id"] not in only):
             continue
-        with (claims / cell["id"]).open("w") as claim:
-            try:
-                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back when the process ends, however it ends
-            except BlockingIOError:
-                continue
-            if not result.exists():  # it may have been finished between the two looks
+        with claimed(claims / cell["id"]) as mine:
+            if mine and not result.exists():  # it may have been finished between the two looks
                 yield dict(cell)
                 return
     yield None
@@ -80,9 +79,3 @@ def with_tables(page: str, table: Callable[[str], str]) -> str:
         return f"{match[1]}\n{table(match[2])}\n{match[3]}"
 
     return re.sub(r"(<!-- table: ([\w-]+) -->)\n.*?(<!-- end -->)", made, page, flags=re.DOTALL)
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; columns after the first are numbers."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -24,7 +24,7 @@ from secateur.cli import main
 from secateur.cli.words import parse_amount, parse_layers, with_underscores
 from secateur.errors import RequestError, TrainingDivergedError, WriteError
 
-COMMANDS = ("demo", "score", "prune", "tune", "eval", "bench")
+COMMANDS = ("demo", "score", "prune", "tune", "eval", "bench", "compare")
 QUICK = ["--elder.joint-steps=3", "--elder.first-steps=2", "--elder.round-steps=1", "--elder.steps=2"]
 SIZE = ["--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=4"]
 
@@ -67,7 +67,7 @@ def one_line(captured: Any) -> str:
 # words after MODEL, DATA and OUT are filled in → what the line must name, what to do
 WRONG: dict[str, tuple[str, str]] = {
     "prnue MODEL": ("unknown command 'prnue'", "did you mean 'prune'"),
-    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, cut, carry, eval, bench"),
+    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, cut, carry, eval, bench, compare"),
     "prune": ("missing MODEL, --data, --out", "see secateur prune --help"),
     "prune MODEL --data DATA --drop 2": ("missing --out", "--help"),
     "prune MODEL --data DATA --out OUT --drop 2 --method eldr": ("unknown method 'eldr'", "did you mean 'elder'"),
@@ -143,6 +143,20 @@ WRONG: dict[str, tuple[str, str]] = {
     "bench MODEL CORRUPT --no-memory": ("damaged safetensors", "copy or download it again"),
     "bench MODEL OTHER --cuda-graphs": ("CUDA graphs need a CUDA device", "leave them out"),
     "bench MODEL OTHER --out nowhere/b.json": ("cannot write the record to nowhere/b.json", "a directory that exists"),
+    "compare": ("missing CONFIG.yaml, --out", "secateur compare --help"),
+    "compare MATRIX": ("missing --out", "secateur compare --help"),
+    "compare none.yaml --out OUT": ("cannot read none.yaml", "give a YAML file"),
+    "compare BADYAML --out OUT": ("is not YAML", "mend it"),
+    "compare UNKNOWN --out OUT": ("has no 'num_sequence'", "choose among models, text"),
+    "compare MATRIX --out FOLDER": ("folder is not empty", "choose another --out"),
+    "compare MATRIX --out SHORT": ("short.txt is a file", "choose a directory"),
+    "compare MATRIX --out OUT --only x": ("no cell is called 'x'", "tiny-llama--shortgpt--drop2--none--seed0"),
+    "compare MATRIX --out OUT --max-minutes -1": ("--max-minutes must be 0 or more", "not -1"),
+    "compare MATRIX --out OUT --max-mintes 1": ("--max-m", "did you mean --max-minutes?"),
+    "compare TOOMANY --out OUT": ("cannot drop 6 of 6 layers", "choose 1..5"),
+    "compare NOMODEL --out OUT": ("no/such/model", "give a local checkpoint directory"),
+    "compare --tables FOLDER": ("holds no comparison", "give its folder"),
+    "compare MATRIX --tables FOLDER": ("--tables only makes tables", "leave CONFIG.yaml and --out away"),
     "demo --seed x": ("--seed: expects int, not 'x'", "secateur demo --help"),
     "demo --out FOLDER": ("folder is not empty", "--overwrite"),
     "demo MODEL": ("MODEL", "secateur demo --help"),
@@ -159,6 +173,12 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, text
     (base / "folder" / "mine.txt").write_text("mine")
     (base / "bad.yaml").write_text("a: [1\n")
     (base / "unknown.yaml").write_text("num_sequence: 3\n")
+    matrix = {"text": {"data": text, "sequence_length": 32}, "methods": ["shortgpt"], "drops": [2]}
+    for name, given in (
+        ("matrix", {"models": [str(tiny_checkpoint)]}), ("nomodel", {"models": ["no/such/model"]}),
+        ("toomany", {"models": [str(tiny_checkpoint)], "drops": [2, 6]}),
+    ):  # fmt: skip
+        (base / f"{name}.yaml").write_text(yaml.safe_dump({**matrix, **given}))
     with torch.random.fork_rng():
         encoder = DistilBertConfig(vocab_size=128, dim=8, hidden_dim=8, n_layers=2, n_heads=1)
         DistilBertModel(encoder).save_pretrained(base / "encoder")
@@ -176,6 +196,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, text
         "FOLDER": str(base / "folder"), "ENCODER": str(base / "encoder"), "T5": str(base / "t5"), "OUT": "out",
         "OTHER": str(base / "other"), "CORRUPT": str(base / "corrupt"), "TRUNCATED": str(base / "truncated"),
         "BADYAML": str(base / "bad.yaml"), "UNKNOWN": str(base / "unknown.yaml"),
+        "MATRIX": str(base / "matrix.yaml"), "NOMODEL": str(base / "nomodel.yaml"), "TOOMANY": str(base / "toomany.yaml"),
     }  # fmt: skip
 
 

@@ -190,3 +190,13 @@ def test_a_failed_write_leaves_the_old_file_byte_for_byte(tmp_path: Path):
     assert path.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["x.json"]
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_prefix_keeps_the_first_layers_and_nothing_that_was_made_for_all_of_them():
+    plan = PruningPlan(num_layers=6, order=(4, 1, 3), method="m", merges={4: 0, 3: 2}, evidence="in memory")
+    assert plan.prefix(3) is plan
+    shorter = plan.prefix(2)
+    assert (shorter.order, shorter.merges, shorter.evidence, shorter.method) == ((4, 1), {}, None, "m")
+    for drop in (0, 4):
+        with pytest.raises(PlanError, match=rf"cannot take {drop} of a plan's 3 layers; choose 1\.\.3"):
+            plan.prefix(drop)

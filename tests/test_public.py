@@ -52,6 +52,7 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
         ("elder", "methods/elder.md", "| `sleb` |"),
         ("gradpruner", "methods/gradpruner.md", "| dense |"),
         ("speed", "speed.md", "| decode |"),
+        ("compare", "comparison.md", "| `elder` |"),
         ("references", "methods/shortgpt.md", "| order of all 30 layers | the same |"),
         ("references", "methods/sleb.md", "| choice of 3 of 30 layers | the same |"),
     ],

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 from secateur.errors import PlanError
 
-__all__ = ["LayerScores", "PruningPlan", "count_to_drop", "finite", "write_json"]
+__all__ = ["LayerScores", "PruningPlan", "count_to_drop", "finite", "write_json", "write_text"]
 
 
 def count_to_drop(drop: int | float, num_layers: int) -> int:
@@ -43,11 +43,16 @@ def write_json(path: str | Path, value: Any) -> None:
 
     Non-finite numbers become null: JSON has no word for them.
     """
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text so that `path` holds either the old content or the new, never half of it."""
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(text)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(target)
     except BaseException:
@@ -161,13 +166,31 @@ class PruningPlan:
         gone = set(self.order)
         return tuple(layer for layer in range(self.num_layers) if layer not in gone)
 
+    def prefix(self, drop: int) -> PruningPlan:
+        """The smaller cut of the first `drop` layers; what a method made for exactly these layers is left out.
+
+        For a method that is nested (`Method.nested`) it is the method's own plan for `drop` layers.
+
+        Raises:
+            PlanError: if there are not so many.
+        """
+        if not 1 <= drop <= len(self.order):
+            raise PlanError(f"cannot take {drop} of a plan's {len(self.order)} layers; choose 1..{len(self.order)}")
+        if drop == len(self.order):
+            return self
+        return replace(self, order=self.order[:drop], merges={}, evidence=None)
+
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically."""
+        write_json(path, self.as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain values; `of_json` reads them."""
         body = asdict(replace(self, evidence=None))
         del body["evidence"]
         body["dropped"] = list(self.dropped)
         body["scores"] = None if self.scores is None else list(self.scores)
-        write_json(path, body)
+        return body
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
@@ -177,19 +200,7 @@ class PruningPlan:
             PlanError: if the file is missing, is not such a plan, or is inconsistent.
         """
         try:
-            body = json.loads(Path(path).read_text(encoding="utf-8"))
-            scores, method = body["scores"], str(body["method"])
-            return cls(
-                num_layers=int(body["num_layers"]),
-                order=tuple(body["order"]),
-                scores=None
-                if scores is None
-                else LayerScores(tuple(math.nan if s is None else s for s in scores), method),
-                method=method,
-                options=dict(body["options"]),
-                merges={int(source): int(target) for source, target in body["merges"].items()},
-                provenance=dict(body["provenance"]),
-            )
+            return cls.of_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror or error}; give a plan.json") from error
         except PlanError:
@@ -198,3 +209,17 @@ class PruningPlan:
             raise PlanError(
                 f"{path} is not a pruning plan ({error!r}); give a plan.json written by secateur"
             ) from error
+
+    @classmethod
+    def of_json(cls, body: dict[str, Any]) -> PruningPlan:
+        """The plan that `as_json` made these values of."""
+        scores, method = body["scores"], str(body["method"])
+        return cls(
+            num_layers=int(body["num_layers"]),
+            order=tuple(body["order"]),
+            scores=None if scores is None else LayerScores(tuple(math.nan if s is None else s for s in scores), method),
+            method=method,
+            options=dict(body["options"]),
+            merges={int(source): int(target) for source, target in body["merges"].items()},
+            provenance=dict(body["provenance"]),
+        )

@@ -45,6 +45,29 @@ def test_plan_names_that_many_distinct_layers_of_the_model(
     assert len(plan.scores) == 6
 
 
+@pytest.mark.parametrize("name", [*METHODS, "replaceme by sleb"])
+def test_a_nested_methods_plan_is_the_prefix_of_its_plan_for_more_layers(
+    name: str, decoder: Decoder, windows: TokenBatches
+) -> None:
+    name, _, by = name.partition(" by ")
+    method = quick(name, **({"layers_by": by} if by else {}))
+    if not method.nested:
+        pytest.skip("chooses anew for each number of layers")
+    most = method.plan(decoder, windows, drop=5, run=Run(seed=5))
+    for drop in range(1, 5):
+        plan = method.plan(decoder, windows, drop=drop, run=Run(seed=5))
+        assert plan.order == most.order[:drop] == most.prefix(drop).order
+
+
+def test_which_methods_are_nested() -> None:
+    nested = {name for name in METHODS if quick(name).nested}
+    assert nested == {
+        "elder-published", "gradpruner", "shortgpt", "sleb", "shortened-ppl", "shortened-taylor", "magnitude", "random",
+    }  # fmt: skip
+    assert METHODS["elder"](selection="greedy").nested
+    assert not METHODS["elder-published"](selection="joint", gate="residual").nested
+
+
 def test_planning_leaves_weights_gradients_modes_and_hooks_as_they_were(
     method: Method, decoder: Decoder, windows: TokenBatches, snapshot: Any
 ) -> None:

@@ -72,6 +72,9 @@ class Method(ABC):
     prepares: ClassVar[bool] = False
     """Whether it changes weights before the cut."""
 
+    nested: ClassVar[bool] = False
+    """Whether the order of a plan begins with the order of each smaller one, so that one choice serves every number of layers."""
+
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """The method with these settings.

@@ -58,6 +58,7 @@ class Elder(GateLearning, RemovalTraining, Method):
             raise RequestError(f"absorb_alpha must be 0 or more, not {self.absorb_alpha:g}")
         if self.absorb is not None and self.prepare and self.fade_over != 0:
             raise RequestError("absorb replaces the layers that go, so they cannot stay active: set fade_over to 0")
+        object.__setattr__(self, "nested", self.selection == "greedy")  # of the class, the joint choice
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Stage 1: learn a weight a layer, and choose those that end lowest.

@@ -37,6 +37,7 @@ class GradPruner(Scoring, Method):
     name: ClassVar[str] = "gradpruner"
     paper: ClassVar[str] = "arXiv 2601.19503"
     prepares: ClassVar[bool] = True
+    nested: ClassVar[bool] = True
 
     reduction: Reduction = "squares"
     """Sum the squares of the simulated gradients (the paper), or their norms (the published code)."""

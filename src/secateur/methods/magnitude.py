@@ -31,6 +31,7 @@ class Magnitude(Method):
 
     name: ClassVar[str] = "magnitude"
     paper: ClassVar[str] = "a baseline of arXiv 2402.02834"
+    nested: ClassVar[bool] = True
 
     norm: Literal["l1", "l2"] = "l1"
     """The sum of the weights' sizes, or the root of the sum of their squares."""

@@ -52,6 +52,7 @@ class ReplaceMe(Method):
     def __post_init__(self) -> None:
         if self.alpha is not None and not self.alpha >= 0:
             raise RequestError(f"alpha must be 0 or more, not {self.alpha:g}")
+        object.__setattr__(self, "nested", _CHOOSERS[self.layers_by].nested)  # of the class, a block of layers
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """The layers that `layers_by` drops, under this method's name."""

@@ -47,6 +47,7 @@ class ShortenedPPL(Method):
 
     name: ClassVar[str] = "shortened-ppl"
     paper: ClassVar[str] = "arXiv 2402.02834"
+    nested: ClassVar[bool] = True
 
     sequences: int | None = 10
     """Calibration windows to measure the loss on; all of them if null."""
@@ -83,6 +84,7 @@ class ShortenedTaylor(Method):
 
     name: ClassVar[str] = "shortened-taylor"
     paper: ClassVar[str] = "arXiv 2402.02834"
+    nested: ClassVar[bool] = True
 
     keep_first: int = 4
     """Layers at the front that go only after all others that are not protected."""

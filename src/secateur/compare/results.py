@@ -1,0 +1,196 @@
+"""The folder of a comparison: a JSON file a cell, what was computed once for several, and who works on what.
+
+```
+DIR/compare.json       the cells, in order, with their titles: what tables and plots are made from, with the results
+DIR/cells/ID.json      a result                 DIR/cells/ID.failed.json   why there is none; it is tried again
+DIR/dense/…json        the dense models         DIR/plans/…json            choices of layers      DIR/locks/  claims
+DIR/table.md           the tables               DIR/plots/…svg             the plots
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from secateur.compare.cells import Cell, differing
+from secateur.compare.claims import claimed
+from secateur.errors import OutputError, RequestError
+from secateur.plan import finite, write_json
+from secateur.surgery.checkpoint import check_output
+
+__all__ = ["STATES", "Results", "Row", "State"]
+
+State = Literal["done", "failed", "running", "left"]
+STATES: tuple[State, ...] = ("done", "failed", "running", "left")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A cell as tables and plots see it: its titles, and its result if there is one."""
+
+    id: str
+    model: str
+    method: str
+    drop: int
+    recovery: str
+    seed: int
+    result: dict[str, Any] | None
+    """What `DIR/cells/ID.json` holds."""
+
+
+class Results:
+    """What lies in the folder of a comparison."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser().absolute()
+
+    def check(self) -> None:
+        """Make sure that results can be written here; nothing is created.
+
+        Raises:
+            OutputError: if something else is there, or it cannot be written to.
+        """
+        if not (self.folder / "compare.json").is_file() and not (self.folder / "locks").is_dir():
+            check_output(self.folder)
+
+    def open(self) -> None:
+        """Make the folders, or find them.
+
+        Raises:
+            OutputError: if they cannot be made.
+        """
+        try:
+            for name in ("cells", "dense", "plans", "locks"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from error
+
+    # ---- cells -----------------------------------------------------------------------------------------------------
+
+    def file(self, id: str) -> Path:  # noqa: A002
+        """Where the result of a cell lies, or will lie."""
+        return self.folder / "cells" / f"{id}.json"
+
+    def failure_file(self, id: str) -> Path:  # noqa: A002
+        """Where it says why there is none."""
+        return self.folder / "cells" / f"{id}.failed.json"
+
+    def result(self, id: str) -> dict[str, Any] | None:  # noqa: A002
+        """The result of a cell, if it is there."""
+        return _read(self.file(id))
+
+    def failure(self, id: str) -> str | None:  # noqa: A002
+        """Why there is none, if it was tried."""
+        found = _read(self.failure_file(id))
+        return None if found is None else str(found["error"])
+
+    def claim(self, id: str, *, wait: bool = False) -> AbstractContextManager[bool]:  # noqa: A002
+        """Hold what is called so, a cell or something that several need; the value says whether it could be had."""
+        return claimed(self.folder / "locks" / f"{id}.lock", wait=wait)
+
+    def state(self, id: str) -> State:  # noqa: A002
+        """How far a cell is."""
+        if self.file(id).is_file():
+            return "done"
+        if (self.folder / "locks" / f"{id}.lock").exists():
+            with self.claim(id) as free:
+                if not free:
+                    return "running"
+        return "failed" if self.failure_file(id).is_file() else "left"
+
+    def finish(self, id: str, result: dict[str, Any]) -> None:  # noqa: A002
+        """Write a result; an earlier failure is forgotten."""
+        write_json(self.file(id), result)
+        self.failure_file(id).unlink(missing_ok=True)
+
+    def fail(self, id: str, failure: dict[str, Any]) -> None:  # noqa: A002
+        """Write why there is no result."""
+        write_json(self.failure_file(id), failure)
+
+    def sweep(self, id: str) -> None:  # noqa: A002
+        """Remove what a process that was killed while it wrote has left; for whoever holds the cell."""
+        for name in (self.file(id).name, self.failure_file(id).name):
+            for left in self.file(id).parent.glob(f".{name}.*"):
+                left.unlink(missing_ok=True)
+
+    def check_made_alike(self, requests: Mapping[str, dict[str, Any]]) -> None:
+        """Refuse results that were made with other settings than are asked for now.
+
+        Raises:
+            RequestError: if there is one.
+        """
+        for name, asked in requests.items():
+            made = self.result(name)
+            other = None if made is None else differing(asked, made.get("request"))
+            if other:
+                raise RequestError(
+                    f"{name} was made with other settings ({other}); choose another --out, or make such cells anew "
+                    "with --remake"
+                )
+
+    # ---- what is computed once ---------------------------------------------------------------------------------------
+
+    def once(
+        self,
+        kind: str,
+        name: str,
+        request: dict[str, Any],
+        make: Callable[[], dict[str, Any]],
+        *,
+        enough: Callable[[dict[str, Any]], bool] = lambda found: True,  # noqa: ARG005
+    ) -> dict[str, Any]:
+        """What `DIR/KIND/NAME.json` holds for this request; made, by one process alone, if it holds something else.
+
+        Args:
+            kind: the folder.
+            name: of the file.
+            request: all that decides its content.
+            make: makes the content.
+            enough: whether content that was kept will do.
+        """
+        file = self.folder / kind / f"{name}.json"
+        with self.claim(f"{kind}--{name}", wait=True):
+            found = _read(file)
+            if found is None or differing(request, found.get("request")) or not enough(found):
+                found = finite({"request": request, **make()})
+                write_json(file, found)
+        return found
+
+    # ---- what tables and plots are made from -------------------------------------------------------------------------
+
+    def index(self, cells: Sequence[Cell]) -> None:
+        """Write which cells there are, with their titles, in order."""
+        rows = [
+            {
+                "id": cell.id, "model": cell.model.title, "method": cell.method.title, "drop": cell.drop,
+                "recovery": cell.recovery.title, "seed": cell.seed,
+            }
+            for cell in cells
+        ]  # fmt: skip
+        write_json(self.folder / "compare.json", {"cells": rows})
+
+    def rows(self) -> list[Row]:
+        """The cells of the last config that was run here, in its order.
+
+        Raises:
+            RequestError: if there is no comparison here.
+        """
+        index = _read(self.folder / "compare.json")
+        if index is None:
+            raise RequestError(f"{self.folder} holds no comparison (it has no compare.json); give its folder")
+        return [Row(**cell, result=self.result(cell["id"])) for cell in index["cells"]]
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise RequestError(f"{file} is damaged ({error}); remove it, and it is made again") from error
+    return found
