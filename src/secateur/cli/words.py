@@ -11,7 +11,15 @@ from secateur.errors import RequestError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-__all__ = ["explained", "one_line", "parse_amount", "parse_layers", "refuse_settings_of_others", "with_underscores"]
+__all__ = [
+    "explained",
+    "one_line",
+    "parse_amount",
+    "parse_layers",
+    "parse_names",
+    "refuse_settings_of_others",
+    "with_underscores",
+]
 
 _MOST_LAYERS = 10_000  # in one range; more than any model has
 
@@ -110,3 +118,15 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise RequestError(f"--layers: the range {part.strip()} runs backwards; write {last}-{first}")
         layers += range(int(first), min(int(last or first), int(first) + _MOST_LAYERS) + 1)
     return tuple(layers)
+
+
+def parse_names(text: str, option: str) -> list[str]:
+    """Names with commas between them: `piqa,arc_easy`.
+
+    Raises:
+        RequestError: if there is no name before, between or after commas.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise RequestError(f"{option} takes names with commas between them, not '{text}'")
+    return names

@@ -90,8 +90,7 @@ def perplexity(
 def _window_nll(logits: Tensor, input_ids: Tensor, known: Sequence[int]) -> Tensor:
     """Nats and tokens predicted of each window, (batch, 2) float64 on the CPU, of logits (batch, tokens, vocab)."""
     losses = [
-        _token_nll(row[first - 1 : -1], ids[first:])
-        for row, ids, first in zip(logits, input_ids, known, strict=True)
+        _token_nll(row[first - 1 : -1], ids[first:]) for row, ids, first in zip(logits, input_ids, known, strict=True)
     ]
     return torch.stack([torch.stack([loss.cpu().double().sum(), torch.tensor(len(loss))]) for loss in losses])
 
