@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
@@ -25,6 +26,16 @@ def splits(*, folder: str, names: list[str], **_: object) -> DatasetDict:
     return DatasetDict({name: _rows(Path(data) / folder / f"{name}.jsonl") for name in names})
 
 
+def unbracketed(rows: Dataset) -> Dataset:
+    """HellaSwag as the harness has it: what stands in brackets goes, be it a mark of WikiHow's or not."""
+    return rows.map(
+        lambda row: {
+            "question": _unbracketed(row["question"]),
+            "choices": [_unbracketed(choice) for choice in row["choices"]],
+        }
+    )
+
+
 def up_to_gap(row: dict[str, str]) -> list[str]:
     """A WinoGrande sentence up to its gap, which each option fills."""
     before = row["sentence"].partition("_")[0]
@@ -41,3 +52,7 @@ def _rows(path: Path) -> Dataset:
         raise FileNotFoundError(f"there is no {path}; SECATEUR_DATA is the folder that holds one folder a task")
     with path.open(encoding="utf-8") as lines:
         return Dataset.from_list([json.loads(line) for line in lines])
+
+
+def _unbracketed(text: str) -> str:
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ") if "[" in text else text

@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import math
 import os
+import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 
 from secateur.errors import DataError, RequestError
@@ -112,7 +114,7 @@ class HarnessTasks:
             DataError: if the data of a task cannot be loaded or does not fit it.
         """
         _check_request(names, include_path, limit, num_fewshot)
-        with _quiet():
+        with _kept_apart():
             manager = _task_manager(names, include_path)
             tasks: dict[str, Any] = {}
             for name in dict.fromkeys(names):
@@ -147,18 +149,18 @@ class HarnessTasks:
             progress: told of each request.
 
         Raises:
-            RequestError: if the batch size is below one.
+            RequestError: if the batch size is below one, or neither tokenizer nor model has a token that ends a text.
         """
         if batch_size < 1:
             raise RequestError(f"the batch size is {batch_size}; choose 1 or more")
-        with _quiet(), inference(model):
+        with _kept_apart(), inference(model):
             # Not `simple_evaluate`, which also seeds every global generator and runs programs to describe the machine.
             from lm_eval import evaluate
 
             torch.manual_seed(self.seed)  # inside `inference`, which gives the generator back
             for task in self.tasks.values():
                 task.set_fewshot_seed(seed=self.seed)
-            answering = _answering(model, copy.deepcopy(tokenizer), batch_size, progress or Silent())
+            answering = _answering(model, _with_end(tokenizer, model), batch_size, progress or Silent())
             results = evaluate(
                 lm=answering, task_dict={"tasks": dict(self.tasks), "groups": {}}, limit=self.limit, log_samples=False
             )
@@ -269,6 +271,17 @@ def _set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:
 # ---- the harness's model and its results ------------------------------------------------------------------------------
 
 
+def _with_end(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer, which the harness changes, with a token that ends a text, which it needs."""
+    tokenizer = copy.deepcopy(tokenizer)
+    if tokenizer.eos_token_id is None:
+        end = getattr(model.config.get_text_config(), "eos_token_id", None)
+        if end is None:
+            raise RequestError("neither tokenizer nor model has an EOS token; give the tokenizer one for tasks")
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
+    return tokenizer
+
+
 def _answering(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, progress: Progress) -> Any:
     """The harness's wrapper of a model in memory, which tells `progress` of what it has answered."""
     from lm_eval.models.huggingface import HFLM
@@ -347,11 +360,14 @@ def _is_number(value: Any) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars, prints, warnings and advice of the harness in here; a console that is open already still shows."""
-    harness = logging.getLogger("lm_eval")
-    level = harness.level
-    harness.setLevel(logging.ERROR)
+def _kept_apart() -> Iterator[None]:
+    """No bars, prints, warnings and advice of the harness in here, and the generators that it uses are given back.
+
+    A console that was open before still shows what it is told.
+    """
+    log = logging.getLogger("lm_eval")
+    level, plain, arrays = log.level, random.getstate(), numpy.random.get_state()
+    log.setLevel(logging.ERROR)
     try:
         with (
             Path(os.devnull).open("w", encoding="utf-8") as nowhere,
@@ -363,4 +379,6 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        harness.setLevel(level)
+        log.setLevel(level)
+        random.setstate(plain)
+        numpy.random.set_state(arrays)
