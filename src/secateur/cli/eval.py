@@ -48,8 +48,8 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
     from secateur.assessment import evaluate
-    from secateur.report.assessment import perplexity_table, tasks_table
     from secateur.report.console import results_console
+    from secateur.report.side_by_side import perplexity_table, tasks_table
 
     rows = evaluate(
         options["models"],

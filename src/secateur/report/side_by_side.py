@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from secateur.report.comparison import MISSING, format_count, format_number
 
@@ -40,7 +42,7 @@ def perplexity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Group:
     """One column a model: its size, its perplexity if measured, each task's main metric and their mean.
 
     A standard error stands behind each figure; `on` says how many tokens or items it stands on.
@@ -48,7 +50,7 @@ def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     Args:
         rows: what `secateur.assessment.evaluate` returns of tasks, one a model, on the same tasks.
     """
-    table = Table(box=box.SIMPLE_HEAD, caption=_caption(rows), caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("metric")
     table.add_column("on", justify="right")
     for row in rows:
@@ -56,9 +58,9 @@ def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_row("layers", "", *(str(row["num_layers"]) for row in rows))
     table.add_row("parameters", "", *(format_count(row["num_parameters"]) for row in rows))
     if "perplexity" in rows[0]:
-        tokens = sorted({row["predicted_tokens"] for row in rows})  # of different tokenizers they differ
-        table.add_row("perplexity", f"{' to '.join(f'{count:,}' for count in tokens[:: len(tokens) - 1 or 1])} tokens",
-                      *(_perplexity(row) for row in rows))  # fmt: skip
+        counts = [row["predicted_tokens"] for row in rows]  # of different tokenizers they differ
+        tokens = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+        table.add_row("perplexity", f"{tokens} tokens", *map(_perplexity, rows))
     for scores in zip(*(row["tasks"] for row in rows), strict=True):
         table.add_row(
             f"{scores[0]['task']}, {scores[0]['metric']}",
@@ -69,7 +71,7 @@ def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     if None not in means:
         values = (_with_error(mean["value"], mean["stderr"]) for mean in means)
         table.add_row("mean", f"{means[0]['num_tasks']} tasks", *values)
-    return table
+    return Group(table, Text(_caption(rows)))
 
 
 def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
