@@ -90,7 +90,9 @@ def evaluate(
     ]
     found = None
     if tasks:
-        found = HarnessTasks.load(tasks, include_path=include_path, limit=limit, num_fewshot=num_fewshot, seed=seed)
+        found = HarnessTasks.load(
+            tasks, include_path=include_path, limit=limit, num_fewshot=num_fewshot, seed=seed, progress=progress
+        )
     rows = []
     for source, tokenizer, windows in zip(sources, tokenizers, texts, strict=True):
         model = load_model(source, dtype=dtype, **common)

@@ -171,6 +171,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.steps: list[list] = []
+        self.notes: list[str] = []
 
     @contextmanager
     def track(self, description, total):
@@ -180,7 +181,8 @@ class Listener:
     def count(self, done):
         self.steps[-1][2] += done
 
-    def note(self, message): ...
+    def note(self, message):
+        self.notes.append(message)
 
 
 def test_rolling_and_written_answers_are_scored_and_counted(folder, tiny_model, tiny_tokenizer):
@@ -236,10 +238,10 @@ def test_every_model_gets_the_same_examples_in_its_prompts_and_another_seed_give
     folder, tiny_model, tiny_tokenizer, monkeypatch
 ):
     asked: list[list[str]] = []
-    made = harness._answering
+    made = harness.answering
 
-    def recording(*arguments):
-        answering = made(*arguments)
+    def recording(*arguments, **settings):
+        answering = made(*arguments, **settings)
         asked.append([])
         loglikelihood = answering.loglikelihood
         answering.loglikelihood = lambda requests: (
@@ -247,7 +249,7 @@ def test_every_model_gets_the_same_examples_in_its_prompts_and_another_seed_give
         )
         return answering
 
-    monkeypatch.setattr(harness, "_answering", recording)
+    monkeypatch.setattr(harness, "answering", recording)
     tasks = HarnessTasks.load(["sums"], include_path=folder, limit=3, num_fewshot=2, seed=5)
     first, second = (tasks.score(tiny_model, tiny_tokenizer) for _ in range(2))
     assert first == second
@@ -341,6 +343,12 @@ def test_a_batch_of_none_is_refused(folder, tiny_model, tiny_tokenizer):
         harness_scores(tiny_model, tiny_tokenizer, ["sums"], include_path=folder, batch_size=0)
 
 
+def test_a_model_and_a_tokenizer_without_any_end_of_text_are_refused(folder, tiny_model, tiny_tokenizer):
+    tiny_model.config.eos_token_id = None
+    with pytest.raises(RequestError, match="neither tokenizer nor model has an EOS token; give the tokenizer one"):
+        harness_scores(tiny_model, tiny_tokenizer, ["sums"], include_path=folder)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -387,5 +395,9 @@ def test_the_harness_is_read_whole_only_where_the_folder_is_not_enough(folder, t
     monkeypatch.setattr(
         lm_eval.tasks, "TaskManager", lambda include_path=None, include_defaults=True: read.append(
             include_defaults) or real(include_path=include_path, include_defaults=False))  # fmt: skip
-    harness._task_manager([name], tmp_path)
+    listener = Listener()
+    harness._task_manager([name], tmp_path, listener)
     assert read == ([False, True] if reads_all else [False])
+    assert [note.partition(",")[0] for note in listener.notes] == (
+        ["reading the task files of lm-evaluation-harness"] if reads_all else []
+    )

@@ -7,7 +7,6 @@ has that, else `acc`: the convention behind the published zero-shot means of lay
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import importlib.util
@@ -26,6 +25,7 @@ import numpy
 import torch
 
 from secateur.errors import DataError, RequestError
+from secateur.evaluation.answering import answering
 from secateur.evaluation.inference import inference
 from secateur.loading import quiet_transformers
 from secateur.progress import Progress, Silent
@@ -97,6 +97,7 @@ class HarnessTasks:
         limit: int | None = None,
         num_fewshot: int | None = None,
         seed: int = 0,
+        progress: Progress | None = None,
     ) -> HarnessTasks:
         """Find tasks and load their data; no model is needed.
 
@@ -107,6 +108,7 @@ class HarnessTasks:
             limit: items of each task: the first; all if None.
             num_fewshot: examples in the prompt; None means what each task says, else 0. A task that says 0 keeps it.
             seed: of the choice of examples, and of answers that are sampled.
+            progress: told if all of the harness's files have to be read.
 
         Raises:
             RequestError: if lm-eval is not installed, a name or the folder is unknown, a number makes no sense, or a
@@ -115,7 +117,7 @@ class HarnessTasks:
         """
         _check_request(names, include_path, limit, num_fewshot)
         with _kept_apart():
-            manager = _task_manager(names, include_path)
+            manager = _task_manager(names, include_path, progress or Silent())
             tasks: dict[str, Any] = {}
             for name in dict.fromkeys(names):
                 _check_name(name, manager.all_tasks)
@@ -160,9 +162,9 @@ class HarnessTasks:
             torch.manual_seed(self.seed)  # inside `inference`, which gives the generator back
             for task in self.tasks.values():
                 task.set_fewshot_seed(seed=self.seed)
-            answering = _answering(model, _with_end(tokenizer, model), batch_size, progress or Silent())
+            lm = answering(model, tokenizer, batch_size=batch_size, progress=progress or Silent())
             results = evaluate(
-                lm=answering, task_dict={"tasks": dict(self.tasks), "groups": {}}, limit=self.limit, log_samples=False
+                lm=lm, task_dict={"tasks": dict(self.tasks), "groups": {}}, limit=self.limit, log_samples=False
             )
         return [_score(name, results) for name in self.tasks]
 
@@ -185,7 +187,9 @@ def harness_scores(
         RequestError: if the request is wrong, as `HarnessTasks.load` says.
         DataError: if the data of a task cannot be loaded.
     """
-    found = HarnessTasks.load(tasks, include_path=include_path, limit=limit, num_fewshot=num_fewshot, seed=seed)
+    found = HarnessTasks.load(
+        tasks, include_path=include_path, limit=limit, num_fewshot=num_fewshot, seed=seed, progress=progress
+    )
     return found.score(model, tokenizer, batch_size=batch_size, progress=progress)
 
 
@@ -220,7 +224,7 @@ def _check_request(
         raise RequestError("tasks need lm-eval, which is not installed: pip install 'secateur[eval]'")
 
 
-def _task_manager(names: Sequence[str], include_path: str | Path | None) -> Any:
+def _task_manager(names: Sequence[str], include_path: str | Path | None, progress: Progress) -> Any:
     """What knows every task file that is needed; to read all of the harness's own takes many seconds."""
     import lm_eval.tasks
 
@@ -228,6 +232,7 @@ def _task_manager(names: Sequence[str], include_path: str | Path | None) -> Any:
         manager = lm_eval.tasks.TaskManager(include_path=include_path, include_defaults=False)
         if all(_is_whole(name, manager.task_index) for name in names):
             return manager
+    progress.note("reading the task files of lm-evaluation-harness, some fifteen thousand")
     return lm_eval.tasks.TaskManager(include_path=include_path)
 
 
@@ -268,68 +273,7 @@ def _set_fewshot(task: Any, num_fewshot: int | None, seed: int) -> None:
     task.set_fewshot_seed(seed=seed)
 
 
-# ---- the harness's model and its results ------------------------------------------------------------------------------
-
-
-def _with_end(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """A copy of the tokenizer, which the harness changes, with a token that ends a text, which it needs."""
-    tokenizer = copy.deepcopy(tokenizer)
-    if tokenizer.eos_token_id is None:
-        end = getattr(model.config.get_text_config(), "eos_token_id", None)
-        if end is None:
-            raise RequestError("neither tokenizer nor model has an EOS token; give the tokenizer one for tasks")
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
-    return tokenizer
-
-
-def _answering(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, progress: Progress) -> Any:
-    """The harness's wrapper of a model in memory, which tells `progress` of what it has answered."""
-    from lm_eval.models.huggingface import HFLM
-
-    class Answering(HFLM):  # type: ignore[misc]  # lm-eval has no types
-        """One step a kind of request; rows of passes are counted, and requests that shared a pass at the end."""
-
-        @contextmanager
-        def _step(self, requests: Sequence[Any]) -> Iterator[None]:
-            with progress.track("answering tasks", len(requests)) as advance:
-                self._left, self._advance = len(requests), advance
-                yield
-                self._count(self._left)
-
-        def _count(self, rows: int) -> None:
-            rows = min(rows, self._left)
-            self._left -= rows
-            self._advance(rows)
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            with self._step(requests):
-                return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            with self._step(requests):
-                return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            with self._step(requests):
-                return super().generate_until(requests, disable_tqdm=disable_tqdm)
-
-        # Without bars of its own, also where `loglikelihood_rolling` asks for them.
-        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None) -> Any:  # noqa: ARG002
-            return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
-
-        def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
-            logits = super()._model_call(inps, attn_mask, labels)
-            self._count(len(inps))
-            return logits
-
-        def _model_generate(self, context: Any, max_length: int, stop: list[str], **settings: Any) -> Any:
-            output = super()._model_generate(context, max_length, stop, **settings)
-            self._count(len(context))
-            return output
-
-    return Answering(
-        pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, softmax_dtype=torch.float32
-    )
+# ---- what comes back ----------------------------------------------------------------------------------------------------
 
 
 def _score(name: str, results: Mapping[str, Any]) -> HarnessScore:
