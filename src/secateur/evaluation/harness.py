@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness through its Python API: `pip install 'secateur[eval]'`.
 
 Prompts, metrics and standard errors are the harness's own. Deviation: log-likelihoods are taken in float32 whatever the
-weights are, so that sums of many tokens do not tie in bfloat16. Of a task's metrics the main one is `acc_norm` where it
+weights are, as bfloat16 would round sums to two or three figures. Of a task's metrics the main one is `acc_norm` where it
 has that, else `acc`: the convention behind the published zero-shot means of layer pruning (69.00 for LLaMA2-7B).
 """
 
