@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -125,7 +126,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "score MODEL --data DATA --method random --out nowhere/plan.json": ("nowhere/plan.json", "a directory that exists"),
     "score MODEL --data DATA --method random --out FOLDER": ("folder", "choose a file"),
     "eval --data DATA": ("missing MODEL", "secateur eval --help"),
-    "eval MODEL": ("missing --data", "secateur eval --help"),
+    "eval MODEL": ("nothing to measure", "give --data for perplexity, --tasks, or both"),
     "eval MODEL no/such/model --data DATA": ("no/such/model", "give a local checkpoint"),
     "eval MODEL --data nowhere.txt": ("'nowhere.txt'", "give a"),
     "eval MODEL --data SHORT --sequence-length 999": ("fewer than one window of 999", "choose a smaller --sequence-length"),
@@ -157,6 +158,18 @@ WRONG: dict[str, tuple[str, str]] = {
     "compare NOMODEL --out OUT": ("no/such/model", "give a local checkpoint directory"),
     "compare --tables FOLDER": ("holds no comparison", "give its folder"),
     "compare MATRIX --tables FOLDER": ("--tables only makes tables", "leave CONFIG.yaml and --out away"),
+    "eval MODEL --data DATA --stride 0": ("the stride is 0", "choose 1..256"),
+    "eval MODEL --data DATA --stride x": ("--stride: expects int, not 'x'", "--help"),
+    "eval MODEL --data DATA --stide 3": ("--stide", "did you mean --stride?"),
+    "eval MODEL --data DATA --limit 3": ("--limit says nothing without --tasks", "give that too"),
+    "eval MODEL --tasks piqa --stride 3": ("--stride says nothing without --data", "give that too"),
+    "eval MODEL --tasks piqa,,arc_easy": ("not 'piqa,,arc_easy'", "names with commas between them"),
+    "eval MODEL --tasks piqa --limit 0": ("the limit is 0 items", "choose 1 or more"),
+    "eval MODEL --tasks piqa --num-fewshot -1": ("is -1", "choose 0 or more"),
+    "eval MODEL --tasks piqa --task-batch-size 0": ("batch size of tasks is 0", "choose 1 or more"),
+    "eval MODEL --tasks piqa --include-path nowhere": ("nowhere is no folder", "to --include-path"),
+    "eval MODEL --tasks piqa --include-path FOLDER": ("folder holds no task files", "to --include-path"),
+    "eval no/such/model --tasks piqa": ("no/such/model", "give a local checkpoint"),
     "demo --seed x": ("--seed: expects int, not 'x'", "secateur demo --help"),
     "demo --out FOLDER": ("folder is not empty", "--overwrite"),
     "demo MODEL": ("MODEL", "secateur demo --help"),
@@ -385,6 +398,53 @@ def test_json_prints_exactly_one_object_equal_to_the_record(
 
     assert main(["score", places["MODEL"], "--data", places["DATA"], "--drop=2", "--json", *SIZE, *QUICK]) == 0
     assert json.loads(capsys.readouterr().out)["dropped"] == shown["dropped"]
+
+
+def test_eval_does_tasks_beside_perplexity_and_prints_one_table_or_one_object(
+    places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'secateur[eval]'")
+    monkeypatch.setenv("COLUMNS", "200")
+    tasks = Path(__file__).parent.parent / "benchmarks" / "tasks"
+    monkeypatch.setenv("SECATEUR_DATA", str(here))
+    for name in ("piqa", "winogrande"):
+        (here / name).mkdir()
+        row = {
+            "question": "To boil",
+            "sentence": "Up _ down",
+            "option1": "or",
+            "option2": "and",
+            "choices": ["or", "and"],
+        }
+        lines = "".join(json.dumps({**row, "label": n % 2}) + "\n" for n in range(4))
+        for split in ("train", "validation"):
+            (here / name / f"{split}.jsonl").write_text(lines)
+    words = [
+        "eval",
+        places["MODEL"],
+        "--data",
+        places["DATA"],
+        "--sequence-length=32",
+        "--num-sequences=4",
+        "--stride=16",
+    ]
+    words += ["--tasks", "local_piqa, local_winogrande", "--include-path", str(tasks), "--limit=4", "--quiet"]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = [" ".join(line.split()) for line in captured.out.splitlines()]
+    # Each item is right for one of its two answers, whatever the model: half of them.
+    assert "local_piqa, acc_norm 4 items 0.500 ± 0.289" in lines
+    assert "local_winogrande, acc 4 items 0.500 ± 0.289" in lines
+    assert "mean 2 tasks 0.500 ± 0.204" in lines  # √(2 · 0.289²)/2
+    assert "± one standard error; windows of 32 tokens, a stride of 16; prompts with no examples" in lines
+    assert main([*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    (row,) = json.loads(captured.out)["models"]
+    assert captured.out.count("\n") == 1
+    assert [score["num_items"] for score in row["tasks"]] == [4, 4]
+    assert row["task_mean"] == {"value": 0.5, "stderr": pytest.approx(math.sqrt(0.25 / 3 / 2)), "num_tasks": 2}
+    assert row["predicted_tokens"] == 31 + 3 * 16
 
 
 @pytest.mark.usefixtures("_quick_speed")

@@ -24,7 +24,7 @@ from secateur.loading import load_model, load_tokenizer
 from secateur.methods import METHODS, Method
 from secateur.methods.elder import Elder
 from secateur.methods.shortgpt import ShortGPT
-from secateur.pipeline import Pruned, Target, TextSettings, elder, evaluate, prune, score
+from secateur.pipeline import Pruned, Target, TextSettings, elder, prune, score
 from secateur.plan import PruningPlan
 from secateur.training.precision import round_back_, to_float32_
 
@@ -289,7 +289,7 @@ def test_overwrite_replaces_a_checkpoint_wholly(tiny_checkpoint: Path, text: Tex
     assert list(tmp_path.iterdir()) == [out]
 
 
-# ---- score, evaluate, elder ------------------------------------------------------------------------------------------------
+# ---- score, elder ------------------------------------------------------------------------------------------------
 
 
 def test_score_gives_the_plan_that_prune_carries_out(tiny_checkpoint: Path, text: TextSettings, tmp_path: Path) -> None:
@@ -298,15 +298,6 @@ def test_score_gives_the_plan_that_prune_carries_out(tiny_checkpoint: Path, text
     result = prune(tiny_checkpoint, method=method, text=text, target=Target(drop=2), out=tmp_path / "o", seed=5)
     assert plan.order == result.plan.order
     assert plan.scores == result.plan.scores
-
-
-def test_evaluate_equals_perplexity_of_each_model(
-    tiny_checkpoint: Path, text: TextSettings, tiny_tokenizer: Any
-) -> None:
-    rows = evaluate([tiny_checkpoint, tiny_checkpoint], data=str(text.eval_data), sequence_length=32, num_sequences=6)
-    windows = evaluation_windows(str(text.eval_data), tiny_tokenizer, sequence_length=32, num_sequences=6)
-    expected = perplexity(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), windows).perplexity
-    assert [row["perplexity"] for row in rows] == pytest.approx([expected] * 2, rel=1e-6)
 
 
 @pytest.fixture

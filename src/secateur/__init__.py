@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from secateur.assessment import evaluate
     from secateur.data import TokenBatches
     from secateur.data.examples import Examples, load_examples
     from secateur.data.task import TaskSettings
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         WriteError,
     )
+    from secateur.evaluation.harness import harness_scores
     from secateur.evaluation.perplexity import perplexity
     from secateur.methods import METHODS
     from secateur.pipeline import elder, prune, score
@@ -67,7 +69,9 @@ _HOME = {
     "carry_adapter": "surgery.adapters",
     "cut_checkpoint": "surgery.files",
     "elder": "pipeline",
+    "evaluate": "assessment",
     "gradpruner": "tuning",
+    "harness_scores": "evaluation.harness",
     "load_examples": "data.examples",
     "merge_layers_": "surgery.merge",
     "perplexity": "evaluation.perplexity",
@@ -104,7 +108,9 @@ __all__ = [
     "carry_adapter",
     "cut_checkpoint",
     "elder",
+    "evaluate",
     "gradpruner",
+    "harness_scores",
     "load_examples",
     "merge_layers_",
     "perplexity",

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from secateur.data import TokenBatches, evaluation_windows
+from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.evaluation.generation import generations
 from secateur.evaluation.memory import PeakMemory
@@ -41,7 +41,7 @@ from secateur.surgery.checkpoint import (
 from secateur.surgery.live import remove_layers_
 from secateur.training.precision import round_back_, to_float32_
 
-__all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "elder", "evaluate", "num_to_drop", "prune", "score"]
+__all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "elder", "num_to_drop", "prune", "score"]
 
 logger = logging.getLogger(__name__)
 
@@ -182,40 +182,6 @@ def score(
     return dataclasses.replace(
         plan, provenance={**plan.provenance, "model": str(source), "data": data.describe(), "seed": seed}
     )
-
-
-def evaluate(
-    sources: Sequence[str | Path],
-    *,
-    data: str,
-    sequence_length: int = 256,
-    num_sequences: int = 128,
-    batch_size: int = 4,
-    dtype: str = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """The perplexity of each model on the first windows of one text; one dictionary a model.
-
-    Raises:
-        RequestError: if a model or the text cannot be read.
-    """
-    progress = progress or Silent()
-    texts = []  # of all models before the first is measured, so that what is wrong is said at once
-    for source in sources:
-        tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-        texts.append(
-            evaluation_windows(
-                data, tokenizer, sequence_length=sequence_length, num_sequences=num_sequences, batch_size=batch_size
-            )
-        )
-    rows = []
-    for source, windows in zip(sources, texts, strict=True):
-        model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-        measured = quality(model, windows, progress, f"measuring the perplexity of {source}")
-        rows.append({"model": str(source), **measured, "data": windows.describe()})
-    return rows
 
 
 def elder(

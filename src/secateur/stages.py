@@ -40,6 +40,7 @@ __all__ = [
     "prepare_or_keep_",
     "quality",
     "sharing_copy",
+    "size",
     "sizes",
     "tokens_per_second",
     "write_about",
@@ -112,16 +113,21 @@ def tokens_per_second(decoder: Decoder, input_ids: torch.Tensor, run: Run) -> fl
         return float(input_ids.numel() / (time.perf_counter() - start))
 
 
+def size(model: Any) -> dict[str, Any]:
+    """A model's layers and parameters, as they go into the record's metrics."""
+    return {"num_layers": Decoder(model, verify=False).num_layers, "num_parameters": count_parameters(model)}
+
+
 def quality(model: Any, held_out: TokenBatches, progress: Progress, description: str) -> dict[str, Any]:
     """A model's size and its perplexity on held-out text, as they go into the record's metrics."""
     result = perplexity(model, held_out, progress=progress, description=description)
     return {
-        "num_layers": Decoder(model, verify=False).num_layers,
-        "num_parameters": count_parameters(model),
+        **size(model),
         "perplexity": result.perplexity,
         "nll": result.nll,
         "nll_stderr": result.stderr,
         "window": result.window,
+        "stride": result.stride,
         "predicted_tokens": result.num_tokens,
     }
 

@@ -314,6 +314,35 @@ def test_batch_sizes_are_those_asked_for() -> None:
 # Real text
 
 
+@pytest.mark.parametrize("stride", [1, 3, 7])
+def test_evaluation_windows_with_a_stride_start_that_far_apart(
+    tmp_path: Path, words: PreTrainedTokenizerFast, stride: int
+) -> None:
+    (tmp_path / "a.txt").write_text(" ".join(f"w{n}" for n in range(30)))
+    stream = tokenize([" ".join(f"w{n}" for n in range(30))], words)
+    batches = evaluation_windows(str(tmp_path / "a.txt"), words, sequence_length=7, num_sequences=4, stride=stride)
+    assert [row.tolist() for row in batches.input_ids] == [
+        stream[start : start + 7].tolist() for start in range(0, 4 * stride, stride)
+    ]
+    assert (batches.stride, batches.overlap) == (stride, 7 - stride)
+    assert batches.take(2).stride == batches.rebatch(1).stride == stride
+
+
+@pytest.mark.parametrize("stride", [-1, 0, 8])
+def test_a_stride_beyond_the_window_or_none_is_refused(
+    tmp_path: Path, words: PreTrainedTokenizerFast, stride: int
+) -> None:
+    (tmp_path / "a.txt").write_text("w1 w2 w3 " * 9)
+    with pytest.raises(DataError) as error:
+        evaluation_windows(str(tmp_path / "a.txt"), words, sequence_length=7, num_sequences=4, stride=stride)
+    assert message_of(error) == f"the stride is {stride}; choose 1..7, the tokens of a window"
+
+
+def test_windows_cannot_overlap_by_all_they_have() -> None:
+    with pytest.raises(DataError, match="windows of 5 tokens cannot overlap by 5; choose fewer"):
+        TokenBatches(torch.arange(10).view(2, 5), 1, "x", overlap=5)
+
+
 def test_python_docs_share_no_long_paragraph_between_calibration_and_held_out() -> None:
     tokenizer = byte_tokenizer()
     calibration, held_out = calibration_and_held_out(

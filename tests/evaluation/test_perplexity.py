@@ -36,6 +36,38 @@ def test_equals_a_float64_computation_by_hand(model):
     assert (result.num_tokens, result.window) == (75, 16)
 
 
+def sliding(ids: list[int], window: int, stride: int) -> list[tuple[int, list[int], int]]:
+    """(window, what the model may read, the token it is to predict), token by token: the definition."""
+    pairs = []
+    for start in range(0, len(ids) - window + 1, stride):
+        new = range(1, window) if start == 0 else range(max(window - stride, 1), window)
+        pairs += [(start // stride, ids[start : start + place], ids[start + place]) for place in new]
+    return pairs
+
+
+@pytest.mark.parametrize("stride", [1, 5, 8, 15, 16])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_with_a_stride_only_new_tokens_count_as_in_float64_by_hand(model, stride, batch_size):
+    stream = torch.randint(128, (60,), generator=torch.Generator().manual_seed(2))
+    batches = TokenBatches(stream.unfold(0, 16, stride), batch_size, "made up", overlap=16 - stride)
+    result = perplexity(model, batches)
+    model.double()
+    nats: dict[int, list[float]] = {}
+    for number, context, target in sliding(stream.tolist(), 16, stride):
+        with torch.no_grad():
+            logits = model(torch.tensor([context])).logits[0, -1]
+        nats.setdefault(number, []).append(-torch.log_softmax(logits, 0)[target].item())
+    total, count = sum(map(sum, nats.values())), sum(map(len, nats.values()))
+    mean, windows_ = total / count, len(nats)
+    influence = [sum(part) - mean * len(part) for part in nats.values()]
+    variance = sum((part / count) ** 2 for part in influence) * windows_ / (windows_ - 1)
+    assert result.nll == pytest.approx(mean, rel=1e-6)
+    assert result.stderr == pytest.approx(math.sqrt(variance), rel=1e-4)
+    assert (result.num_tokens, result.window, result.stride) == (count, 16, stride)
+    # no token twice, and none left out between the first and the last; without overlap each window's first is
+    assert count == (windows_ - 1) * min(stride, 15) + 15
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 64])
 def test_batch_size_does_not_matter(model, batch_size):
     assert perplexity(model, windows().rebatch(batch_size)).nll == pytest.approx(

@@ -1,47 +1,63 @@
-"""`secateur eval`: models on the same text."""
+"""`secateur eval`: models on the same text and the same tasks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_loading, print_json
+from secateur.cli.words import parse_names
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
-SUMMARY = "measure the perplexity of one or more models on the same text"
-USAGE = "MODEL [MODEL ...] --data SPEC [OPTIONS]"
+SUMMARY = "measure one or more models on the same text and tasks"
+USAGE = "MODEL [MODEL ...] (--data SPEC | --tasks NAMES | both) [OPTIONS]"
+
+_AS_THEY_ARE = (
+    "data", "sequence_length", "num_sequences", "stride", "batch_size", "include_path", "limit", "num_fewshot",
+    "task_batch_size", "dtype", "revision", "trust_remote_code", "seed",
+)  # fmt: skip
+"""Options that `evaluate` takes by these names."""
 
 
 def add_options(parser: ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help="hub id or local directory")
-    parser.add_argument("--data", type=str, required=True, help="text to measure on: a data SPEC, see prune --help")
+    parser.add_argument("--data", type=str, help="text to measure perplexity on: a data SPEC, see prune --help")
     parser.add_argument("--sequence_length", type=int, default=256, help="tokens per window")
     parser.add_argument("--num_sequences", type=int, default=128, help="windows: the first, in order")
+    parser.add_argument(
+        "--stride", type=int, help="tokens from one window to the next, where only new tokens count; null: no overlap"
+    )
     parser.add_argument("--batch_size", type=int, default=4, help="windows per forward pass")
+    parser.add_argument(
+        "--tasks", type=str, help="tasks or groups of lm-evaluation-harness: names, with commas between them"
+    )
+    parser.add_argument("--include_path", type=str, help="folder of further task files (*.yaml), as of lm-eval")
+    parser.add_argument("--limit", type=int, help="items of each task: the first; null: all")
+    parser.add_argument("--num_fewshot", type=int, help="examples in the prompt; null: what each task says, else none")
+    parser.add_argument("--task_batch_size", type=int, default=16, help="prompts with an answer per forward pass")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the examples in the prompts and of sampled answers"
+    )
     add_loading(parser)
 
 
 def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
-    from secateur.pipeline import evaluate
-    from secateur.report.console import perplexity_table, results_console
+    from secateur.assessment import evaluate
+    from secateur.report.console import results_console
+    from secateur.report.side_by_side import perplexity_table, tasks_table
 
     rows = evaluate(
         options["models"],
-        data=options["data"],
-        sequence_length=options["sequence_length"],
-        num_sequences=options["num_sequences"],
-        batch_size=options["batch_size"],
-        dtype=options["dtype"],
-        revision=options["revision"],
-        trust_remote_code=options["trust_remote_code"],
+        tasks=() if options["tasks"] is None else parse_names(options["tasks"], "--tasks"),
+        **{name: options[name] for name in _AS_THEY_ARE},
         progress=progress,
     )
     if options["json"]:
         print_json({"models": rows})
     else:
-        results_console().print(perplexity_table(rows))
+        results_console().print(perplexity_table(rows) if options["tasks"] is None else tasks_table(rows))

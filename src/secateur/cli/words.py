@@ -12,8 +12,15 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 __all__ = [
-    "explained", "one_line", "parse_amount", "parse_layers", "parse_sizes", "refuse_settings_of_others", "with_underscores",
-]  # fmt: skip
+    "explained",
+    "one_line",
+    "parse_amount",
+    "parse_layers",
+    "parse_names",
+    "parse_sizes",
+    "refuse_settings_of_others",
+    "with_underscores",
+]
 
 _MOST_LAYERS = 10_000  # in one range; more than any model has
 
@@ -125,3 +132,15 @@ def parse_sizes(text: str, option: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"-?[0-9]+", part) for part in parts):
         raise RequestError(f"{option} takes numbers such as 1,4,16, not '{text}'")
     return tuple(int(part) for part in parts)
+
+
+def parse_names(text: str, option: str) -> list[str]:
+    """Names with commas between them: `piqa,arc_easy`.
+
+    Raises:
+        RequestError: if there is no name before, between or after commas.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise RequestError(f"{option} takes names with commas between them, not '{text}'")
+    return names

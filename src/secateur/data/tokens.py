@@ -38,11 +38,16 @@ class TokenBatches:
     spec: str
     """Where the text came from."""
 
+    overlap: int = 0
+    """Tokens at the start of each window that are the end of the one before: the context of those that are new."""
+
     def __post_init__(self) -> None:
         _at_least("batch size", self.batch_size, 1)
         if self.input_ids.ndim != 2 or self.input_ids.dtype != torch.int64 or not self.input_ids.numel():
             shape, dtype = tuple(self.input_ids.shape), self.input_ids.dtype
             raise DataError(f"token windows of shape {shape} and {dtype}; give int64 of (sequences, tokens), not empty")
+        if not 0 <= self.overlap < self.sequence_length:
+            raise DataError(f"windows of {self.sequence_length} tokens cannot overlap by {self.overlap}; choose fewer")
 
     def __len__(self) -> int:
         return (self.num_sequences + self.batch_size - 1) // self.batch_size
@@ -60,6 +65,11 @@ class TokenBatches:
     def sequence_length(self) -> int:
         """Tokens a window."""
         return self.input_ids.shape[1]
+
+    @property
+    def stride(self) -> int:
+        """Tokens from the start of a window to that of the next; the window's length where they do not overlap."""
+        return self.sequence_length - self.overlap
 
     @property
     def num_tokens(self) -> int:
@@ -190,16 +200,18 @@ def evaluation_windows(
     *,
     sequence_length: int,
     num_sequences: int,
+    stride: int | None = None,
     batch_size: int = 8,
     split: str = "test",
 ) -> TokenBatches:
-    """The first windows of a text, in order and without overlap: the usual WikiText-2 protocol.
+    """The first windows of a text, in order; without overlap, unless asked for: the usual WikiText-2 protocol.
 
     Args:
         spec: the SPEC of the text.
         tokenizer: the model's.
         sequence_length: tokens a window; perplexity depends on it, so say it with the number.
         num_sequences: windows; all if there are fewer.
+        stride: tokens from the start of a window to that of the next; None means `sequence_length`.
         batch_size: windows a batch.
         split: of a data set on the Hub; `test` falls back to `validation`.
 
@@ -207,8 +219,12 @@ def evaluation_windows(
         DataError: if the text cannot be loaded or has fewer tokens than one window, or a number makes no sense.
     """
     _check_windows(sequence_length, num_sequences)
+    step = sequence_length if stride is None else stride
+    if not 1 <= step <= sequence_length:
+        raise DataError(f"the stride is {step}; choose 1..{sequence_length}, the tokens of a window")
     stream = tokenize(load_documents(spec, split=split), tokenizer)
-    return TokenBatches(_first(_windows(stream, sequence_length, spec), num_sequences, spec), batch_size, spec)
+    windows = _first(_windows(stream, sequence_length, spec, step), num_sequences, spec)
+    return TokenBatches(windows, batch_size, spec, sequence_length - step)
 
 
 def _apart(documents: list[str], scored: list[str], data: str, eval_data: str) -> list[str]:
@@ -273,14 +289,14 @@ def _carved_stream(stream: Tensor, spec: str, *, length: int, held_length: int, 
     return stream[:start], stream[start:]
 
 
-def _windows(stream: Tensor, length: int, spec: str) -> Tensor:
-    """Cut a stream (tokens,) into windows (windows, length) without overlap; the rest is left out."""
+def _windows(stream: Tensor, length: int, spec: str, stride: int | None = None) -> Tensor:
+    """Cut a stream (tokens,) into windows (windows, length), by default without overlap; the rest is left out."""
     if len(stream) < length:
         raise DataError(
             f"{spec!r} has {len(stream)} tokens, fewer than one window of {length}; "
             "choose a smaller --sequence-length or give more text"
         )
-    return stream[: len(stream) // length * length].view(-1, length)
+    return stream.unfold(0, length, stride or length)
 
 
 def _sample(windows: Tensor, num_sequences: int, spec: str, seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,16 @@ class PerplexityResult:
     """Mean negative log likelihood, nats per predicted token."""
 
     num_tokens: int
-    """Tokens predicted: windows x (window - 1)."""
+    """Tokens predicted: all of the first window but its first, and of each further one those that are new in it."""
 
     window: int
     """Tokens a window."""
 
+    stride: int
+    """Tokens from the start of a window to that of the next; less than `window` where windows overlap."""
+
     stderr: float
-    """Standard error of `nll` over windows, nats; NaN if there is one window only."""
+    """Standard error of `nll` over windows, nats, as if they were independent; NaN if there is one window only."""
 
 
 def perplexity(
@@ -55,8 +59,10 @@ def perplexity(
 ) -> PerplexityResult:
     """Perplexity = exp(−1/N Σ log p(token | the tokens before it in its window)).
 
-    The windows do not overlap and each is scored alone: a window of T tokens gives T − 1 predictions. Losses are
-    taken from float32 logits and summed in float64, so that the batch size does not show.
+    Each window is scored alone. Without overlap a window of T tokens gives T − 1 predictions. With a stride S < T (the
+    sliding-window perplexity) the first gives as many, and each further one S: of its new tokens, which have T − S
+    tokens of context or more. Losses are taken from float32 logits and summed in float64, so that the batch size does
+    not show.
 
     Args:
         model: a causal language model, on any device and in any mode; both stay as they are.
@@ -69,20 +75,24 @@ def perplexity(
     """
     if batches.sequence_length < 2:
         raise DataError(f"nothing to predict in windows of {batches.sequence_length} token; choose 2 tokens or more")
-    window_nll: list[Tensor] = []  # one a batch, (batch,)
+    scored: list[Tensor] = []  # one a batch, (batch, 2)
     with inference(model), progress.track(description, batches.num_sequences) as advance:
         device = input_device(model)
         for input_ids in batches:  # (batch, tokens)
             logits = model(input_ids=input_ids.to(device), use_cache=False).logits  # (batch, tokens, vocab)
-            window_nll.append(_window_nll(logits, input_ids.to(logits.device)))
+            known = [max(batches.overlap, 1)] * len(input_ids)  # tokens at the start that are not predicted
+            known[0] = known[0] if scored else 1
+            scored.append(_window_nll(logits, input_ids.to(logits.device), known))
             advance(len(input_ids))
-    return _result(torch.cat(window_nll), batches.sequence_length)
+    return _result(torch.cat(scored), batches)
 
 
-def _window_nll(logits: Tensor, input_ids: Tensor) -> Tensor:
-    """Nats a window, (batch,) float64 on the CPU, of logits (batch, tokens, vocab)."""
-    losses = [_token_nll(row[:-1], ids[1:]) for row, ids in zip(logits, input_ids, strict=True)]
-    return torch.stack(losses).cpu().double().sum(dim=1)
+def _window_nll(logits: Tensor, input_ids: Tensor, known: Sequence[int]) -> Tensor:
+    """Nats and tokens predicted of each window, (batch, 2) float64 on the CPU, of logits (batch, tokens, vocab)."""
+    losses = [
+        _token_nll(row[first - 1 : -1], ids[first:]) for row, ids, first in zip(logits, input_ids, known, strict=True)
+    ]
+    return torch.stack([torch.stack([loss.cpu().double().sum(), torch.tensor(len(loss))]) for loss in losses])
 
 
 def _token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -92,17 +102,22 @@ def _token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([cross_entropy(part.float(), wanted, reduction="none") for part, wanted in chunks])
 
 
-def _result(window_nll: Tensor, window: int) -> PerplexityResult:
-    """The figures of (windows,) float64 sums of nats."""
-    num_windows, predicted = len(window_nll), window - 1
-    nll = float(window_nll.sum()) / (num_windows * predicted)
-    spread = float((window_nll / predicted).std()) if num_windows > 1 else math.nan
+def _result(scored: Tensor, batches: TokenBatches) -> PerplexityResult:
+    """The figures of (windows, 2) float64: nats and tokens predicted."""
+    num_windows = len(scored)
+    nats, counts = scored.unbind(dim=1)
+    predicted = counts.sum()
+    nll = float(nats.sum() / predicted)
+    # How far each window takes the mean from where it is: a ratio's, as the first window may predict more than others.
+    influence = (nats - nll * counts) / predicted
+    variance = float(influence.square().sum()) * num_windows / (num_windows - 1) if num_windows > 1 else math.nan
     return PerplexityResult(
         perplexity=_exp(nll),
         nll=nll,
-        num_tokens=num_windows * predicted,
-        window=window,
-        stderr=spread / math.sqrt(num_windows),
+        num_tokens=int(predicted),
+        window=batches.sequence_length,
+        stride=batches.stride,
+        stderr=math.sqrt(variance),
     )
 
 

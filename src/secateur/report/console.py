@@ -25,7 +25,6 @@ __all__ = [
     "difference_in_words",
     "generations_table",
     "message_console",
-    "perplexity_table",
     "results_console",
     "score_bars",
     "show_pruned",
@@ -215,29 +214,6 @@ def _printable(text: str) -> str:
     """`text` without blank lines, and without what could steer a terminal: a model may write anything."""
     lines = ("".join(mark if mark.isprintable() else " " for mark in line).rstrip() for line in text.splitlines())
     return "\n".join(line for line in lines if line)
-
-
-def perplexity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a model: layers, parameters, perplexity with its standard error, and on how many tokens it stands.
-
-    Args:
-        rows: mappings with `model`, `num_layers`, `num_parameters`, `perplexity`, `nll_stderr`, `predicted_tokens`, `window`.
-    """
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("model")
-    for name in ("layers", "parameters", "perplexity", "± (1 s.e.)", "tokens", "window"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            str(row["model"]),
-            str(row["num_layers"]),
-            format_count(row["num_parameters"]),
-            format_number(row["perplexity"]),
-            format_number(row["perplexity"] * row["nll_stderr"]),
-            f"{row['predicted_tokens']:,}",
-            str(row["window"]),
-        )
-    return table
 
 
 def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:

@@ -1,0 +1,132 @@
+"""Models side by side: the perplexity of each on one text, and how good each is at the same tasks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.data import TokenBatches, evaluation_windows
+from secateur.errors import RequestError
+from secateur.evaluation.harness import HarnessTasks, mean_score
+from secateur.loading import load_model, load_tokenizer
+from secateur.progress import Progress, Silent
+from secateur.stages import quality, size
+
+__all__ = ["evaluate"]
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    sources: Sequence[str | Path],
+    *,
+    data: str | None = None,
+    sequence_length: int = 256,
+    num_sequences: int = 128,
+    stride: int | None = None,
+    batch_size: int = 4,
+    tasks: Sequence[str] = (),
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    task_batch_size: int = 16,
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Measure each model; what is wrong with any of them, the text or the tasks is said before the first is loaded.
+
+    Args:
+        sources: hub ids or local checkpoints.
+        data: the SPEC of a text to measure perplexity on.
+        sequence_length: tokens a window.
+        num_sequences: windows: the first, in order.
+        stride: tokens from the start of a window to that of the next; None means `sequence_length`.
+        batch_size: windows a forward pass.
+        tasks: names of tasks, groups or tags of lm-evaluation-harness.
+        include_path: a folder of further task files.
+        limit: items of each task: the first; all if None.
+        num_fewshot: examples in the prompt; None means what each task says, else 0.
+        task_batch_size: sequences a forward pass, for tasks.
+        dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
+        revision: the branch, tag or commit of a hub id.
+        trust_remote_code: run code that comes with a model.
+        seed: of the examples in the prompts, and of answers that are sampled.
+        progress: who watches.
+
+    Returns:
+        One dictionary a model: `model`, `num_layers`, `num_parameters`; with `data` `perplexity`, `nll`, `nll_stderr`,
+        `window`, `stride`, `predicted_tokens` and `data`; with `tasks` `tasks`, the scores, and `task_mean`, None or
+        their mean accuracy with its `value`, `stderr` and `num_tasks`.
+
+    Raises:
+        RequestError: if a model, the text or a task cannot be read, or nothing is to be measured.
+    """
+    progress = progress or Silent()
+    if data is None and not tasks:
+        raise RequestError("nothing to measure; give --data for perplexity, --tasks, or both")
+    if task_batch_size < 1:
+        raise RequestError(f"the batch size of tasks is {task_batch_size}; choose 1 or more")
+    _refuse_without_effect("--tasks", tasks, include_path=include_path, limit=limit, num_fewshot=num_fewshot)
+    _refuse_without_effect("--data", data, stride=stride)
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizers = [load_tokenizer(source, **common) for source in sources]
+    texts = [
+        None
+        if data is None
+        else evaluation_windows(
+            data,
+            tokenizer,
+            sequence_length=sequence_length,
+            num_sequences=num_sequences,
+            stride=stride,
+            batch_size=batch_size,
+        )
+        for tokenizer in tokenizers
+    ]
+    found = None
+    if tasks:
+        found = HarnessTasks.load(
+            tasks, include_path=include_path, limit=limit, num_fewshot=num_fewshot, seed=seed, progress=progress
+        )
+    rows = []
+    for source, tokenizer, windows in zip(sources, tokenizers, texts, strict=True):
+        model = load_model(source, dtype=dtype, **common)
+        row: dict[str, Any] = {"model": str(source), **size(model)}
+        if windows is not None:
+            row |= _text_figures(model, windows, str(source), progress)
+        if found is not None:
+            row |= _task_figures(model, tokenizer, found, task_batch_size, str(source), progress)
+        rows.append(row)
+        del model  # before the next is loaded
+    return rows
+
+
+def _refuse_without_effect(needed: str, given: object, **options: object) -> None:
+    """An option that changes nothing would go unnoticed."""
+    for name, value in options.items():
+        if value is not None and not given:
+            raise RequestError(
+                f"--{name.replace('_', '-')} says nothing without {needed}; give that too, or leave it out"
+            )
+
+
+def _text_figures(model: Any, windows: TokenBatches, name: str, progress: Progress) -> dict[str, Any]:
+    measured = quality(model, windows, progress, f"measuring the perplexity of {name}")
+    return {**measured, "data": windows.describe()}
+
+
+def _task_figures(
+    model: Any, tokenizer: Any, tasks: HarnessTasks, batch_size: int, name: str, progress: Progress
+) -> dict[str, Any]:
+    progress.note(f"tasks of {name}: {', '.join(tasks.tasks)}")
+    scores = tasks.score(model, tokenizer, batch_size=batch_size, progress=progress)
+    mean = mean_score(scores)
+    return {
+        "tasks": [score.describe() for score in scores],
+        "task_mean": None if mean is None else {"value": mean[0], "stderr": mean[1], "num_tasks": len(scores)},
+    }
