@@ -1,4 +1,4 @@
-"""Decide, prepare, cut, prove: the methods, the surgery and the evaluation, put together once.
+"""Decide, prepare, cut, recover if asked to, prove: the methods, the surgery and the evaluation, put together once.
 
 `prune` is what the command line runs; `elder` is the same for a model that is in memory already.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,22 @@ from secateur.request import PROMPTS, Pruned, Target, TextSettings, num_to_drop
 from secateur.stages import (
     Stages,
     add_speed,
+    check_cut,
     cut_and_prove,
+    cut_copy,
+    kept_if_diverged,
     preflight,
     prepare_or_keep_,
     quality,
     sizes,
+    with_recovery,
     write_about,
+    write_and_prove,
 )
-from secateur.surgery.checkpoint import (
-    check_output,
-    new_directory,
-)
+from secateur.surgery.checkpoint import bypassed_logits, check_output, new_directory
 from secateur.surgery.live import remove_layers_
 from secateur.training.precision import round_back_, to_float32_
+from secateur.training.recovery import Recovery, check_recovery, recover_
 
 __all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "elder", "evaluate", "num_to_drop", "prune", "score"]
 
@@ -56,6 +59,7 @@ def prune(
     overwrite: bool = False,
     dtype: str = "auto",
     precision: str = "auto",
+    recovery: Recovery | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
@@ -75,8 +79,9 @@ def prune(
         overwrite: replace a checkpoint that is at `out`.
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`. With `auto`, 16-bit weights are trained in float32, and
             written as they were stored.
-        precision: of forward and backward passes while choosing and preparing: `auto`, `fp32`, `bf16`. What is measured
-            is always measured in the weights' own dtype.
+        precision: of forward and backward passes while choosing, preparing and recovering: `auto`, `fp32`, `bf16`. What is
+            measured is always measured in the weights' own dtype.
+        recovery: training after the cut; none if None.
         revision: the branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the model.
         seed: of everything random.
@@ -90,6 +95,7 @@ def prune(
         RunError: if it failed on the way; nothing is left at `out`.
     """
     method = method_named(method)() if isinstance(method, str) else method
+    recovery = recovery or Recovery()
     run = Stages(progress or Silent())
     check_output(out, overwrite=overwrite)
     with PeakMemory() as memory:
@@ -100,7 +106,8 @@ def prune(
             decoder = Decoder(model)
             drop = num_to_drop(target, decoder)
         context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=run.progress)
-        cost = method.cost(decoder.num_layers, drop, data)
+        check_recovery(recovery, data, precision=context.precision)
+        cost = with_recovery(method.cost(decoder.num_layers, drop, data), recovery, decoder.num_layers, drop, data)
         run.progress.note(preflight(decoder, data, held_out, cost, context))
 
         about = describe_model(model, id=str(source), revision=revision)
@@ -121,9 +128,19 @@ def prune(
                 with decoder.gate(gates, layers=plan.dropped):
                     before = quality(model, held_out, run.progress, "measuring perplexity just before the cut")
                 preparation["perplexity_before_cut"] = before["perplexity"]
+        metrics, recovered, recovery_report = {"dense": dense}, None, None
+        if recovery.trains:
+            recovered, metrics["cut"], recovery_report = _recovered(
+                decoder, tokenizer, plan, data, held_out, recovery, run, context, out, wide=dtype == "auto",
+                load_dense=lambda: load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code),
+            )  # fmt: skip
         with new_directory(out, overwrite=overwrite) as directory:
             with run.stage("cut and prove"):
-                proof, pruned_model = cut_and_prove(decoder, tokenizer, plan, data, directory, trust_remote_code)
+                proof, pruned_model = (
+                    cut_and_prove(decoder, tokenizer, plan, data, directory, trust_remote_code)
+                    if recovered is None
+                    else write_and_prove(recovered, tokenizer, directory, data.take(2).input_ids, trust_remote_code)
+                )
             with run.stage("measure pruned"):
                 pruned = quality(pruned_model, held_out, run.progress, "measuring the pruned model's perplexity")
                 texts = generations(pruned_model, tokenizer, prompts) if prompts else []
@@ -140,7 +157,8 @@ def prune(
                 scores=None if plan.scores is None else list(plan.scores),
                 preparation=preparation,
                 proof=dataclasses.asdict(proof),
-                metrics={"dense": dense, "pruned": pruned},
+                recovery=recovery_report,
+                metrics={**metrics, "pruned": pruned},
                 generations={"prompts": list(prompts), "dense": dense_texts, "pruned": texts},
                 timings=run.seconds,
                 peak_memory_bytes=memory.bytes,
@@ -266,6 +284,39 @@ def elder(
         round_back_(stored)
     remove_layers_(model, plan.dropped)
     return plan
+
+
+def _recovered(
+    decoder: Decoder,
+    tokenizer: Any,
+    plan: PruningPlan,
+    data: TokenBatches,
+    held_out: TokenBatches,
+    recovery: Recovery,
+    run: Stages,
+    context: Run,
+    out: str | Path,
+    *,
+    wide: bool,
+    load_dense: Callable[[], Any],
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Cut a copy, hold it to the bypassed model, measure it, and train it; its kept layers are the decoder's own.
+
+    The teacher is the dense model read again: what `decoder` holds may have been prepared, and is about to be trained.
+    """
+    proof_ids = data.take(2).input_ids
+    with run.stage("cut"):
+        expected = bypassed_logits(decoder, plan.dropped, proof_ids)
+        pruned = cut_copy(decoder, plan.dropped)
+        difference = check_cut(bypassed_logits(Decoder(pruned), (), proof_ids), expected)
+    with run.stage("measure before recovery"):
+        before = quality(pruned, held_out, run.progress, "measuring perplexity before the recovery")
+    with run.stage("recover"), kept_if_diverged(pruned, tokenizer, out, "with the layers removed"):
+        report = recover_(
+            Decoder(pruned), data, settings=recovery, teacher=load_dense() if recovery.needs_teacher else None,
+            precision=context.precision, wide=wide, seed=context.seed, progress=run.progress,
+        )  # fmt: skip
+    return pruned, before, {"settings": dataclasses.asdict(recovery), "cut_difference": difference, **report}
 
 
 def _plan(method: Method, decoder: Decoder, data: TokenBatches, drop: int, target: Target, run: Run) -> PruningPlan:

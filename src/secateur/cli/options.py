@@ -17,11 +17,13 @@ __all__ = [
     "add_loading",
     "add_method",
     "add_out",
+    "add_recovery",
     "add_target",
     "loading_of",
     "method_of",
     "print_json",
     "print_pruned",
+    "recovery_of",
     "settings_of",
     "target_of",
     "text_of",
@@ -63,6 +65,13 @@ def add_target(parser: ArgumentParser) -> None:
     parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
 
 
+def add_recovery(parser: ArgumentParser) -> None:
+    """Training after the cut."""
+    from secateur.training.recovery import Recovery
+
+    parser.add_class_arguments(Recovery, None)
+
+
 def add_out(
     parser: ArgumentParser, *, what: str = "directory of the new checkpoint", default: str | None = None
 ) -> None:
@@ -84,6 +93,25 @@ def text_of(options: dict[str, Any]) -> Any:
     from secateur.request import TextSettings
 
     return settings_of(TextSettings, options)
+
+
+def recovery_of(options: dict[str, Any]) -> Any:
+    """The training after the cut; an option that would be without effect is refused, since nobody would notice.
+
+    Raises:
+        RequestError: if there is one, or a value makes no sense.
+    """
+    from secateur.training.recovery import KINDS_OF, Recovery
+
+    recovery = settings_of(Recovery, options)
+    for field in dataclasses.fields(Recovery):
+        kinds = KINDS_OF.get(field.name)
+        if kinds and recovery.recover not in kinds and getattr(recovery, field.name) != getattr(Recovery(), field.name):
+            raise RequestError(
+                f"--{field.name.replace('_', '-')} has no effect with --recover {recovery.recover}; add --recover "
+                f"{' or '.join(kinds)}, or leave it out"
+            )
+    return recovery
 
 
 def settings_of(of: Any, options: dict[str, Any]) -> Any:
