@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from secateur.budget import plan_within_budget, search_cost
 from secateur.data import TokenBatches, evaluation_windows
 from secateur.decoder import Decoder
 from secateur.evaluation.generation import generations
@@ -27,10 +28,8 @@ from secateur.request import PROMPTS, Pruned, Target, TextSettings, num_to_drop
 from secateur.stages import (
     Stages,
     add_speed,
-    check_cut,
     cut_and_prove,
-    cut_copy,
-    kept_if_diverged,
+    cut_and_recover,
     preflight,
     prepare_or_keep_,
     quality,
@@ -39,10 +38,10 @@ from secateur.stages import (
     write_about,
     write_and_prove,
 )
-from secateur.surgery.checkpoint import bypassed_logits, check_output, new_directory
+from secateur.surgery.checkpoint import check_output, new_directory
 from secateur.surgery.live import remove_layers_
 from secateur.training.precision import round_back_, to_float32_
-from secateur.training.recovery import Recovery, check_recovery, recover_
+from secateur.training.recovery import Recovery, check_recovery
 
 __all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "elder", "evaluate", "num_to_drop", "prune", "score"]
 
@@ -98,16 +97,16 @@ def prune(
     recovery = recovery or Recovery()
     run = Stages(progress or Silent())
     check_output(out, overwrite=overwrite)
+    loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with PeakMemory() as memory:
         with run.stage("load"):
-            tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+            tokenizer = load_tokenizer(source, **loading)
             data, held_out = text.load(tokenizer, seed)
-            model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+            model = load_model(source, dtype=dtype, **loading)
             decoder = Decoder(model)
-            drop = num_to_drop(target, decoder)
         context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=run.progress)
         check_recovery(recovery, data, precision=context.precision)
-        cost = with_recovery(method.cost(decoder.num_layers, drop, data), recovery, decoder.num_layers, drop, data)
+        cost = _cost(method, recovery, target, decoder, data, held_out)
         run.progress.note(preflight(decoder, data, held_out, cost, context))
 
         about = describe_model(model, id=str(source), revision=revision)
@@ -115,24 +114,18 @@ def prune(
             dense = quality(model, held_out, run.progress, "measuring the dense model's perplexity")
             dense_texts = generations(model, tokenizer, prompts) if prompts else []
         with run.stage("choose"):
-            plan = _plan(method, decoder, data, drop, target, context)
+            plan, budget = _plan(method, decoder, data, held_out, target, dense["perplexity"], context)
         run.progress.note(f"layers to drop: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
-        preparation: dict[str, Any] | None = None
+        preparation = None
         if method.prepares:
-            with run.stage("prepare"):
-                preparation = prepare_or_keep_(
-                    method, decoder, tokenizer, data, plan, context, out, wide=dtype == "auto"
-                )
-            with run.stage("measure before the cut"):
-                gates = torch.full((decoder.num_layers,), method.final_gate())
-                with decoder.gate(gates, layers=plan.dropped):
-                    before = quality(model, held_out, run.progress, "measuring perplexity just before the cut")
-                preparation["perplexity_before_cut"] = before["perplexity"]
+            preparation = _prepared_(
+                method, decoder, tokenizer, plan, data, held_out, run, context, out, wide=dtype == "auto"
+            )
         metrics, recovered, recovery_report = {"dense": dense}, None, None
         if recovery.trains:
-            recovered, metrics["cut"], recovery_report = _recovered(
+            recovered, metrics["cut"], recovery_report = cut_and_recover(
                 decoder, tokenizer, plan, data, held_out, recovery, run, context, out, wide=dtype == "auto",
-                load_dense=lambda: load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code),
+                load_dense=lambda: load_model(source, dtype=dtype, **loading),
             )  # fmt: skip
         with new_directory(out, overwrite=overwrite) as directory:
             with run.stage("cut and prove"):
@@ -155,6 +148,7 @@ def prune(
                 eval_data=held_out.describe(),
                 dropped=list(plan.dropped),
                 scores=None if plan.scores is None else list(plan.scores),
+                budget=budget,
                 preparation=preparation,
                 proof=dataclasses.asdict(proof),
                 recovery=recovery_report,
@@ -286,40 +280,65 @@ def elder(
     return plan
 
 
-def _recovered(
+def _cost(
+    method: Method,
+    recovery: Recovery,
+    target: Target,
+    decoder: Decoder,
+    data: TokenBatches,
+    held_out: TokenBatches,
+) -> Cost:
+    """What will be used, at most where the number of layers is still to be found.
+
+    Raises:
+        RequestError: if that many layers cannot go, or the recovery's budget is less than one window.
+    """
+    num_layers = decoder.num_layers
+    if target.is_budget:
+        drop = count_to_drop(1, num_layers)
+        return with_recovery(search_cost(method, num_layers, data, held_out), recovery, num_layers, drop, data)
+    drop = num_to_drop(target, decoder)
+    return with_recovery(method.cost(num_layers, drop, data), recovery, num_layers, drop, data)
+
+
+def _prepared_(
+    method: Method,
     decoder: Decoder,
     tokenizer: Any,
     plan: PruningPlan,
     data: TokenBatches,
     held_out: TokenBatches,
-    recovery: Recovery,
     run: Stages,
     context: Run,
     out: str | Path,
     *,
     wide: bool,
-    load_dense: Callable[[], Any],
-) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Cut a copy, hold it to the bypassed model, measure it, and train it; its kept layers are the decoder's own.
-
-    The teacher is the dense model read again: what `decoder` holds may have been prepared, and is about to be trained.
-    """
-    proof_ids = data.take(2).input_ids
-    with run.stage("cut"):
-        expected = bypassed_logits(decoder, plan.dropped, proof_ids)
-        pruned = cut_copy(decoder, plan.dropped)
-        difference = check_cut(bypassed_logits(Decoder(pruned), (), proof_ids), expected)
-    with run.stage("measure before recovery"):
-        before = quality(pruned, held_out, run.progress, "measuring perplexity before the recovery")
-    with run.stage("recover"), kept_if_diverged(pruned, tokenizer, out, "with the layers removed"):
-        report = recover_(
-            Decoder(pruned), data, settings=recovery, teacher=load_dense() if recovery.needs_teacher else None,
-            precision=context.precision, wide=wide, seed=context.seed, progress=run.progress,
-        )  # fmt: skip
-    return pruned, before, {"settings": dataclasses.asdict(recovery), "cut_difference": difference, **report}
+) -> dict[str, Any]:
+    """Prepare in place, and measure what the layers that go still do; the report."""
+    with run.stage("prepare"):
+        report = prepare_or_keep_(method, decoder, tokenizer, data, plan, context, out, wide=wide)
+    with run.stage("measure before the cut"):
+        gates = torch.full((decoder.num_layers,), method.final_gate())
+        with decoder.gate(gates, layers=plan.dropped):
+            before = quality(decoder.model, held_out, run.progress, "measuring perplexity just before the cut")
+    return {**report, "perplexity_before_cut": before["perplexity"]}
 
 
-def _plan(method: Method, decoder: Decoder, data: TokenBatches, drop: int, target: Target, run: Run) -> PruningPlan:
+def _plan(
+    method: Method,
+    decoder: Decoder,
+    data: TokenBatches,
+    held_out: TokenBatches,
+    target: Target,
+    dense_perplexity: float,
+    run: Run,
+) -> tuple[PruningPlan, dict[str, Any] | None]:
+    """Which layers go, and how their number was found where it was searched for."""
+    if target.is_budget:
+        return plan_within_budget(
+            method, decoder, data, held_out, target=target, dense_perplexity=dense_perplexity, run=run
+        )
     if target.layers is None:
-        return method.plan(decoder, data, drop=drop, run=run)
-    return PruningPlan(num_layers=decoder.num_layers, order=target.layers, method="given", options=method.options())
+        return method.plan(decoder, data, drop=num_to_drop(target, decoder), run=run), None
+    plan = PruningPlan(num_layers=decoder.num_layers, order=target.layers, method="given", options=method.options())
+    return plan, None

@@ -6,9 +6,9 @@ import copy
 import itertools
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from secateur.report.record import count_parameters, directory_size
 from secateur.surgery.checkpoint import Proof, bypassed_logits, new_directory, prove_checkpoint, save_checkpoint
 from secateur.surgery.live import remove_layers_
 from secateur.training.precision import round_back_, to_float32_
-from secateur.training.recovery import Recovery
+from secateur.training.recovery import Recovery, recover_
 
 __all__ = [
     "Stages",
     "add_speed",
     "check_cut",
     "cut_and_prove",
+    "cut_and_recover",
     "cut_copy",
     "duration",
     "kept_if_diverged",
@@ -192,6 +193,39 @@ def cut_and_prove(
     expected = bypassed_logits(decoder, plan.dropped, proof_ids)
     save_checkpoint(cut_copy(decoder, plan.dropped), tokenizer, directory)
     return prove_checkpoint(directory, proof_ids, expected, trust_remote_code=trust_remote_code)
+
+
+def cut_and_recover(
+    decoder: Decoder,
+    tokenizer: Any,
+    plan: PruningPlan,
+    data: TokenBatches,
+    held_out: TokenBatches,
+    recovery: Recovery,
+    run: Stages,
+    context: Run,
+    out: str | Path,
+    *,
+    wide: bool,
+    load_dense: Callable[[], Any],
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Cut a copy, hold it to the bypassed model, measure it, and train it; its kept layers are the decoder's own.
+
+    The teacher is the dense model read again: what `decoder` holds may have been prepared, and is about to be trained.
+    """
+    proof_ids = data.take(2).input_ids
+    with run.stage("cut"):
+        expected = bypassed_logits(decoder, plan.dropped, proof_ids)
+        pruned = cut_copy(decoder, plan.dropped)
+        difference = check_cut(bypassed_logits(Decoder(pruned), (), proof_ids), expected)
+    with run.stage("measure before recovery"):
+        before = quality(pruned, held_out, run.progress, "measuring perplexity before the recovery")
+    with run.stage("recover"), kept_if_diverged(pruned, tokenizer, out, "with the layers removed"):
+        report = recover_(
+            Decoder(pruned), data, settings=recovery, teacher=load_dense() if recovery.needs_teacher else None,
+            precision=context.precision, wide=wide, seed=context.seed, progress=run.progress,
+        )  # fmt: skip
+    return pruned, before, {"settings": asdict(recovery), "cut_difference": difference, **report}
 
 
 def check_cut(logits: torch.Tensor, expected: torch.Tensor) -> float:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "make a smaller checkpoint: choose layers, prepare, cut, recover, prove, measure"
-USAGE = "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST) [--method NAME] [OPTIONS]"
+USAGE = (
+    "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST | --max-ppl-increase SHARE | "
+    "--target-speedup RATIO) [--method NAME] [--recover KIND] [OPTIONS]"
+)
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -34,7 +37,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
     parser.add_class_arguments(TextSettings, None)
     add_method(parser, default="elder")
-    add_target(parser)
+    add_target(parser, budgets=True)
     add_recovery(parser)
     add_out(parser)
     add_loading(parser)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +12,16 @@ from secateur.errors import RequestError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-__all__ = ["explained", "one_line", "parse_amount", "parse_layers", "refuse_settings_of_others", "with_underscores"]
+__all__ = [
+    "explained",
+    "one_line",
+    "parse_amount",
+    "parse_increase",
+    "parse_layers",
+    "parse_ratio",
+    "refuse_settings_of_others",
+    "with_underscores",
+]
 
 _MOST_LAYERS = 10_000  # in one range; more than any model has
 
@@ -93,6 +103,39 @@ def parse_amount(text: str, option: str) -> int | float:
     if not 0 < share < 1:
         raise RequestError(f"{option} as a share is more than 0% and less than 100%, not '{text}'")
     return share
+
+
+def parse_increase(text: str, option: str) -> float:
+    """A share that may be above one whole (`10%`, `0.1`, `150%`); a bare whole number could mean either.
+
+    Raises:
+        RequestError: if it is something else.
+    """
+    word = text.strip()
+    try:
+        if re.fullmatch(r"[+-]?\d+", word):
+            raise ValueError
+        increase = float(word[:-1]) / 100 if word.endswith("%") else float(word)
+    except ValueError:
+        raise RequestError(f"{option} is a share such as 10%, not '{text}'") from None
+    if not (increase > 0 and math.isfinite(increase)):
+        raise RequestError(f"{option} is more than 0%, such as 10%, not '{text}'")
+    return increase
+
+
+def parse_ratio(text: str, option: str) -> float:
+    """How many times as much (`1.3`, `1.3x`), more than once.
+
+    Raises:
+        RequestError: if it is something else.
+    """
+    try:
+        ratio = float(text.strip().removesuffix("x"))
+    except ValueError:
+        ratio = math.nan
+    if not (ratio > 1 and math.isfinite(ratio)):
+        raise RequestError(f"{option} is a ratio above 1 such as 1.3, not '{text}'")
+    return ratio
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -117,6 +117,17 @@ class Method(ABC):
             total_steps: optimiser steps of the fine-tuning.
         """
         return self.plan(decoder, data, drop=drop, run=run)
+
+    def nested(self) -> bool:
+        """Whether a plan for more layers begins with the plan for fewer, so that one plan answers for every number.
+
+        True of scores taken once and of greedy choices; not where the number itself decides, as with blocks or a joint choice.
+        """
+        return False
+
+    def shortened(self, plan: PruningPlan, drop: int) -> PruningPlan:
+        """The plan for `drop` layers that a plan of this method for as many or, where choices are nested, more contains."""
+        return replace(plan, order=plan.order[:drop])
 
     def prepare_(  # a method without a second stage
         self,

@@ -69,6 +69,10 @@ class Elder(GateLearning, RemovalTraining, Method):
         scores = LayerScores(tuple(choice.weights), self.name)
         return self._planned(choice.order, scores, weights_by_round=choice.history)
 
+    def nested(self) -> bool:
+        """The greedy rounds are; the joint choice is made under a budget, which is the number."""
+        return self.selection == "greedy"
+
     def prepare_(
         self, decoder: Decoder, data: TokenBatches, plan: PruningPlan, *, run: Run | None = None
     ) -> dict[str, Any]:

@@ -14,7 +14,7 @@ paper's squares are the default, and the pruned layers with the highest scores a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from secateur.data import TokenBatches
@@ -109,6 +109,15 @@ class GradPruner(Scoring, Method):
             },
             evidence=igia,
         )
+
+    def nested(self) -> bool:
+        """The scores do not depend on the number, and what is merged into what follows from them."""
+        return True
+
+    def shortened(self, plan: PruningPlan, drop: int) -> PruningPlan:
+        """The lowest scores, and the merges among fewer layers."""
+        order = plan.order[:drop]
+        return replace(plan, order=order, merges=self._targets(order, plan.num_layers))
 
     def prepare_(
         self, decoder: Decoder, data: TokenBatches, plan: PruningPlan, *, run: Run | None = None

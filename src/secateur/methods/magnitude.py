@@ -48,6 +48,10 @@ class Magnitude(Method):
         scores = LayerScores(tuple(values), self.name)
         return self._planned(scores.lowest(drop), scores)
 
+    def nested(self) -> bool:
+        """Each layer is scored alone."""
+        return True
+
     def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:  # noqa: ARG002
         """Nothing: no token is run."""
         return Cost()

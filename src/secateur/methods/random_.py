@@ -29,6 +29,10 @@ class Random(Method):
         scores = LayerScores(tuple(places.double().tolist()), self.name)
         return self._planned(scores.lowest(drop), scores)
 
+    def nested(self) -> bool:
+        """One permutation serves every number."""
+        return True
+
     def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:  # noqa: ARG002
         """Nothing."""
         return Cost()

@@ -59,6 +59,10 @@ class ReplaceMe(Method):
         scores = LayerScores(tuple(plan.scores or ()), self.name)
         return replace(plan, method=self.name, options=self.options(), scores=scores)
 
+    def nested(self) -> bool:
+        """As with the method that chooses."""
+        return _CHOOSERS[self.layers_by].nested()
+
     def prepare_(
         self, decoder: Decoder, data: TokenBatches, plan: PruningPlan, *, run: Run | None = None
     ) -> dict[str, Any]:

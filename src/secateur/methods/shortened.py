@@ -72,6 +72,10 @@ class ShortenedPPL(Method):
         scores = LayerScores(tuple(losses[layer] for layer in layers), self.name)
         return self._planned(scores.lowest(drop), scores)
 
+    def nested(self) -> bool:
+        """Each layer is scored alone."""
+        return True
+
     def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:  # noqa: ARG002
         """One pass for what enters each layer, and one from each layer to the end: half the layers on average."""
         return Cost(choose_tokens=1.15 * (num_layers / 2 + 1) * _tokens(self.sequences, data))  # each has its own head
@@ -112,6 +116,10 @@ class ShortenedTaylor(Method):
         ranked = scores.lowest(decoder.num_layers)
         free = [layer for layer in ranked if self.keep_first <= layer < last]
         return self._planned([*free, *(layer for layer in ranked if layer not in free)][:drop], scores)
+
+    def nested(self) -> bool:
+        """Each layer is scored alone."""
+        return True
 
     def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:  # noqa: ARG002
         """A forward pass and a backward pass, which is worth two; the layers' gradients beside the weights."""

@@ -44,3 +44,7 @@ class ShortGPT(Method):
                 advance(1)
         scores = LayerScores(tuple((1 - similarity / data.num_tokens).tolist()), self.name)
         return self._planned(scores.lowest(drop), scores)
+
+    def nested(self) -> bool:
+        """Each layer is scored alone."""
+        return True

@@ -58,6 +58,10 @@ class Sleb(Method):
         scores = LayerScores(tuple(losses[layer] for layer in range(num_layers)), self.name)
         return self._planned(order, scores)
 
+    def nested(self) -> bool:
+        """Greedy: what was dropped stays dropped."""
+        return True
+
     def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:
         """Per round: each remaining layer once, and from each candidate to the end; about half the layers on average."""
         tokens = min(self.sequences or data.num_sequences, data.num_sequences) * data.sequence_length

@@ -80,6 +80,10 @@ class Tail(Method):
         scores = LayerScores(tuple(map(float, turn)), self.name)
         return self._planned(scores.lowest(drop), scores)
 
+    def nested(self) -> bool:
+        """Unless layers spared at the end have to go when there are no others."""
+        return self.keep_last <= 1
+
     def prepare_(
         self, decoder: Decoder, data: TokenBatches, plan: PruningPlan, *, run: Run | None = None
     ) -> dict[str, Any]:

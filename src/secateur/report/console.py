@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from secateur.report.budget import budget_table
 from secateur.report.comparison import MISSING, compared, format_count, format_number, recovered_in_words
 
 __all__ = [
@@ -250,6 +251,8 @@ def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
     """
     if record["scores"] is not None:
         console.print(score_bars(record["scores"], record["dropped"]))
+    if record.get("budget"):
+        console.print(budget_table(record["budget"]))
     if record["generations"]:
         console.print(generations_table(**record["generations"]))
     console.print(comparison_table(record["metrics"]))

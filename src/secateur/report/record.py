@@ -43,6 +43,7 @@ def run_record(
     method: Mapping[str, Any],
     dropped: Sequence[int],
     scores: Sequence[float] | None = None,
+    budget: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
     eval_data: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -67,6 +68,7 @@ def run_record(
         method: `name` and `options`.
         dropped: the layers removed, by index of the dense model.
         scores: the scores behind the choice, one a layer.
+        budget: how the number of layers was found, where it was searched for.
         data: `spec`, `sequences`, `tokens` and `fingerprint` of the calibration text.
         eval_data: the same of the text the metrics were measured on.
         metrics: `dense` and `pruned`, each a mapping of numbers; after a recovery also `cut`, before it.
@@ -91,6 +93,7 @@ def run_record(
         "eval_data": eval_data,
         "dropped": sorted(dropped),
         "scores": None if scores is None else [float(score) for score in scores],
+        "budget": budget,
         "preparation": preparation,
         "recovery": recovery,
         "training": training,
