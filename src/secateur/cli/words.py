@@ -73,6 +73,7 @@ def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
         message,
     )
     message = message.replace("unrecognized arguments:", "unknown option")
+    message = re.sub(r"unknown option --[\w.-]+", lambda found: found[0].replace("_", "-"), message)
     unknown = re.search(r"unknown option --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
     if unknown:
         known = {name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")}
