@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from secateur.surgery.live import remove_layers_
     from secateur.surgery.merge import merge_layers_
     from secateur.training.igia import IGIA, IGIACallback
+    from secateur.training.recovery import Recovery, recover_
     from secateur.training.supervised import FineTuning
     from secateur.tuning import gradpruner, tune
 
@@ -54,6 +55,7 @@ _HOME = {
     "PlanError": "errors",
     "ProofError": "errors",
     "PruningPlan": "plan",
+    "Recovery": "training.recovery",
     "RequestError": "errors",
     "RunError": "errors",
     "SecateurError": "errors",
@@ -72,6 +74,7 @@ _HOME = {
     "merge_layers_": "surgery.merge",
     "perplexity": "evaluation.perplexity",
     "prune": "pipeline",
+    "recover_": "training.recovery",
     "remove_layers_": "surgery.live",
     "score": "pipeline",
     "tune": "tuning",
@@ -91,6 +94,7 @@ __all__ = [
     "PlanError",
     "ProofError",
     "PruningPlan",
+    "Recovery",
     "RequestError",
     "RunError",
     "SecateurError",
@@ -109,6 +113,7 @@ __all__ = [
     "merge_layers_",
     "perplexity",
     "prune",
+    "recover_",
     "remove_layers_",
     "score",
     "tune",

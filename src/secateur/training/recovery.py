@@ -69,8 +69,8 @@ class Recovery:
     once all of them if null."""
 
     recover_rate: float | None = None
-    """Peak learning rate of AdamW; linear decay. If null 1e-3 for lora, whose adapters start from nothing, and 2e-4 for the
-    others, the rates that did well on a model of 135 million weights; larger models want smaller ones."""
+    """Peak learning rate of AdamW; linear decay. If null 1e-3 for lora, whose adapters start from nothing, and for the others
+    2e-4, with which ELDeR's second stage trains a model of 135 million weights; larger models want smaller ones."""
 
     recover_batch: int = 2
     """Windows per optimiser step; the last may have fewer."""
