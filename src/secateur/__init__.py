@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from secateur.surgery.live import remove_layers_
     from secateur.surgery.merge import merge_layers_
     from secateur.training.igia import IGIA, IGIACallback
+    from secateur.training.recovery import Recovery, recover_
     from secateur.training.supervised import FineTuning
     from secateur.tuning import gradpruner, tune
 
@@ -56,6 +57,7 @@ _HOME = {
     "PlanError": "errors",
     "ProofError": "errors",
     "PruningPlan": "plan",
+    "Recovery": "training.recovery",
     "RequestError": "errors",
     "RunError": "errors",
     "SecateurError": "errors",
@@ -76,6 +78,7 @@ _HOME = {
     "merge_layers_": "surgery.merge",
     "perplexity": "evaluation.perplexity",
     "prune": "pipeline",
+    "recover_": "training.recovery",
     "remove_layers_": "surgery.live",
     "score": "pipeline",
     "tune": "tuning",
@@ -95,6 +98,7 @@ __all__ = [
     "PlanError",
     "ProofError",
     "PruningPlan",
+    "Recovery",
     "RequestError",
     "RunError",
     "SecateurError",
@@ -115,6 +119,7 @@ __all__ = [
     "merge_layers_",
     "perplexity",
     "prune",
+    "recover_",
     "remove_layers_",
     "score",
     "tune",

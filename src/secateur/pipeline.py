@@ -1,4 +1,4 @@
-"""Decide, prepare, cut, prove: the methods, the surgery and the evaluation, put together once.
+"""Decide, prepare, cut, recover if asked to, prove: the methods, the surgery and the evaluation, put together once.
 
 `prune` is what the command line runs; `elder` is the same for a model that is in memory already.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from secateur.budget import plan_within_budget, search_cost
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.evaluation.generation import generations
@@ -28,18 +29,19 @@ from secateur.stages import (
     Stages,
     add_speed,
     cut_and_prove,
+    cut_and_recover,
     preflight,
     prepare_or_keep_,
     quality,
     sizes,
+    with_recovery,
     write_about,
+    write_and_prove,
 )
-from secateur.surgery.checkpoint import (
-    check_output,
-    new_directory,
-)
+from secateur.surgery.checkpoint import check_output, new_directory
 from secateur.surgery.live import remove_layers_
 from secateur.training.precision import round_back_, to_float32_
+from secateur.training.recovery import Recovery, check_recovery
 
 __all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "elder", "num_to_drop", "prune", "score"]
 
@@ -56,6 +58,7 @@ def prune(
     overwrite: bool = False,
     dtype: str = "auto",
     precision: str = "auto",
+    recovery: Recovery | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
@@ -75,8 +78,9 @@ def prune(
         overwrite: replace a checkpoint that is at `out`.
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`. With `auto`, 16-bit weights are trained in float32, and
             written as they were stored.
-        precision: of forward and backward passes while choosing and preparing: `auto`, `fp32`, `bf16`. What is measured
-            is always measured in the weights' own dtype.
+        precision: of forward and backward passes while choosing, preparing and recovering: `auto`, `fp32`, `bf16`. What is
+            measured is always measured in the weights' own dtype.
+        recovery: training after the cut; none if None.
         revision: the branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with the model.
         seed: of everything random.
@@ -90,17 +94,19 @@ def prune(
         RunError: if it failed on the way; nothing is left at `out`.
     """
     method = method_named(method)() if isinstance(method, str) else method
+    recovery = recovery or Recovery()
     run = Stages(progress or Silent())
     check_output(out, overwrite=overwrite)
+    loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with PeakMemory() as memory:
         with run.stage("load"):
-            tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+            tokenizer = load_tokenizer(source, **loading)
             data, held_out = text.load(tokenizer, seed)
-            model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+            model = load_model(source, dtype=dtype, **loading)
             decoder = Decoder(model)
-            drop = num_to_drop(target, decoder)
         context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=run.progress)
-        cost = method.cost(decoder.num_layers, drop, data)
+        check_recovery(recovery, data, precision=context.precision)
+        cost = _cost(method, recovery, target, decoder, data, held_out)
         run.progress.note(preflight(decoder, data, held_out, cost, context))
 
         about = describe_model(model, id=str(source), revision=revision)
@@ -108,22 +114,26 @@ def prune(
             dense = quality(model, held_out, run.progress, "measuring the dense model's perplexity")
             dense_texts = generations(model, tokenizer, prompts) if prompts else []
         with run.stage("choose"):
-            plan = _plan(method, decoder, data, drop, target, context)
+            plan, budget = _plan(method, decoder, data, held_out, target, dense["perplexity"], context)
         run.progress.note(f"layers to drop: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
-        preparation: dict[str, Any] | None = None
+        preparation = None
         if method.prepares:
-            with run.stage("prepare"):
-                preparation = prepare_or_keep_(
-                    method, decoder, tokenizer, data, plan, context, out, wide=dtype == "auto"
-                )
-            with run.stage("measure before the cut"):
-                gates = torch.full((decoder.num_layers,), method.final_gate())
-                with decoder.gate(gates, layers=plan.dropped):
-                    before = quality(model, held_out, run.progress, "measuring perplexity just before the cut")
-                preparation["perplexity_before_cut"] = before["perplexity"]
+            preparation = _prepared_(
+                method, decoder, tokenizer, plan, data, held_out, run, context, out, wide=dtype == "auto"
+            )
+        metrics, recovered, recovery_report = {"dense": dense}, None, None
+        if recovery.trains:
+            recovered, metrics["cut"], recovery_report = cut_and_recover(
+                decoder, tokenizer, plan, data, held_out, recovery, run, context, out, wide=dtype == "auto",
+                load_dense=lambda: load_model(source, dtype=dtype, **loading),
+            )  # fmt: skip
         with new_directory(out, overwrite=overwrite) as directory:
             with run.stage("cut and prove"):
-                proof, pruned_model = cut_and_prove(decoder, tokenizer, plan, data, directory, trust_remote_code)
+                proof, pruned_model = (
+                    cut_and_prove(decoder, tokenizer, plan, data, directory, trust_remote_code)
+                    if recovered is None
+                    else write_and_prove(recovered, tokenizer, directory, data.take(2).input_ids, trust_remote_code)
+                )
             with run.stage("measure pruned"):
                 pruned = quality(pruned_model, held_out, run.progress, "measuring the pruned model's perplexity")
                 texts = generations(pruned_model, tokenizer, prompts) if prompts else []
@@ -138,9 +148,11 @@ def prune(
                 eval_data=held_out.describe(),
                 dropped=list(plan.dropped),
                 scores=None if plan.scores is None else list(plan.scores),
+                budget=budget,
                 preparation=preparation,
                 proof=dataclasses.asdict(proof),
-                metrics={"dense": dense, "pruned": pruned},
+                recovery=recovery_report,
+                metrics={**metrics, "pruned": pruned},
                 generations={"prompts": list(prompts), "dense": dense_texts, "pruned": texts},
                 timings=run.seconds,
                 peak_memory_bytes=memory.bytes,
@@ -234,7 +246,65 @@ def elder(
     return plan
 
 
-def _plan(method: Method, decoder: Decoder, data: TokenBatches, drop: int, target: Target, run: Run) -> PruningPlan:
+def _cost(
+    method: Method,
+    recovery: Recovery,
+    target: Target,
+    decoder: Decoder,
+    data: TokenBatches,
+    held_out: TokenBatches,
+) -> Cost:
+    """What will be used, at most where the number of layers is still to be found.
+
+    Raises:
+        RequestError: if that many layers cannot go, or the recovery's budget is less than one window.
+    """
+    num_layers = decoder.num_layers
+    if target.is_budget:
+        drop = count_to_drop(1, num_layers)
+        return with_recovery(search_cost(method, num_layers, data, held_out), recovery, num_layers, drop, data)
+    drop = num_to_drop(target, decoder)
+    return with_recovery(method.cost(num_layers, drop, data), recovery, num_layers, drop, data)
+
+
+def _prepared_(
+    method: Method,
+    decoder: Decoder,
+    tokenizer: Any,
+    plan: PruningPlan,
+    data: TokenBatches,
+    held_out: TokenBatches,
+    run: Stages,
+    context: Run,
+    out: str | Path,
+    *,
+    wide: bool,
+) -> dict[str, Any]:
+    """Prepare in place, and measure what the layers that go still do; the report."""
+    with run.stage("prepare"):
+        report = prepare_or_keep_(method, decoder, tokenizer, data, plan, context, out, wide=wide)
+    with run.stage("measure before the cut"):
+        gates = torch.full((decoder.num_layers,), method.final_gate())
+        with decoder.gate(gates, layers=plan.dropped):
+            before = quality(decoder.model, held_out, run.progress, "measuring perplexity just before the cut")
+    return {**report, "perplexity_before_cut": before["perplexity"]}
+
+
+def _plan(
+    method: Method,
+    decoder: Decoder,
+    data: TokenBatches,
+    held_out: TokenBatches,
+    target: Target,
+    dense_perplexity: float,
+    run: Run,
+) -> tuple[PruningPlan, dict[str, Any] | None]:
+    """Which layers go, and how their number was found where it was searched for."""
+    if target.is_budget:
+        return plan_within_budget(
+            method, decoder, data, held_out, target=target, dense_perplexity=dense_perplexity, run=run
+        )
     if target.layers is None:
-        return method.plan(decoder, data, drop=drop, run=run)
-    return PruningPlan(num_layers=decoder.num_layers, order=target.layers, method="given", options=method.options())
+        return method.plan(decoder, data, drop=num_to_drop(target, decoder), run=run), None
+    plan = PruningPlan(num_layers=decoder.num_layers, order=target.layers, method="given", options=method.options())
+    return plan, None

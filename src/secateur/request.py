@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,39 @@ class Target:
     layers: tuple[int, ...] | None = None
     """The layers themselves."""
 
+    max_ppl_increase: float | None = None
+    """How much the perplexity may rise, as a share of the dense model's, with the layers bypassed and nothing else changed; as
+    many layers go as that allows. Of `prune` alone, which has text to measure on."""
+
+    target_speedup: float | None = None
+    """How many times as fast the pruned model is to be, in prefill and in decoding; as few layers go as that takes. Of
+    `prune` alone."""
+
     def __post_init__(self) -> None:
         given = [name for name, value in vars(self).items() if value is not None]
         if len(given) != 1:
             have = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
-            raise RequestError(f"say how much to drop with one of --drop, --target-params or --layers (given: {have})")
+            raise RequestError(
+                "say how much to drop with one of --drop, --target-params or --layers, or of --max-ppl-increase and "
+                f"--target-speedup of prune (given: {have})"
+            )
         if self.target_params is not None and not 0 < self.target_params < 1:
             raise RequestError(f"--target-params is a share between 0 % and 100 %, not {100 * self.target_params:g} %")
+        increase, speedup = self.max_ppl_increase, self.target_speedup
+        if increase is not None and not (increase > 0 and math.isfinite(increase)):
+            raise RequestError(f"--max-ppl-increase is a share above 0 % such as 10 %, not {100 * increase:g} %")
+        if speedup is not None and not (speedup > 1 and math.isfinite(speedup)):
+            raise RequestError(f"--target-speedup is a ratio above 1 such as 1.3, not {speedup:g}")
+
+    @property
+    def given(self) -> str:
+        """The name of the one that is given."""
+        return next(name for name, value in vars(self).items() if value is not None)
+
+    @property
+    def is_budget(self) -> bool:
+        """Whether the number of layers has to be searched for."""
+        return self.given in ("max_ppl_increase", "target_speedup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +134,12 @@ def num_to_drop(target: Target, decoder: Decoder) -> int:
 
     Raises:
         PlanError: if no layer or every layer would have to go.
+        RequestError: if it is a budget, which `secateur.budget` searches for.
     """
+    if target.is_budget:
+        raise RequestError(
+            f"--{target.given.replace('_', '-')} is searched for by prune alone; say --drop, --target-params or --layers"
+        )
     num_layers = decoder.num_layers
     if target.layers is not None:
         return len(PruningPlan(num_layers=num_layers, order=target.layers).order)

@@ -37,7 +37,15 @@ from secateur.plan import PruningPlan, count_to_drop, write_json
 from secateur.progress import Progress, Silent
 from secateur.report.record import count_parameters, describe_model, directory_size, run_record
 from secateur.request import Pruned, Target, num_to_drop
-from secateur.stages import Stages, add_speed, duration, tokens_per_second, write_about
+from secateur.stages import (
+    Stages,
+    add_speed,
+    check_cut,
+    duration,
+    tokens_per_second,
+    write_about,
+    write_and_prove,
+)
 from secateur.surgery.checkpoint import (
     Proof,
     bypassed_logits,
@@ -406,7 +414,7 @@ def _pruned_start(
     expected = bypassed_logits(decoder, plan.dropped, proof_ids)
     model = decoder.model
     remove_layers_(model, plan.dropped)
-    _check_cut(bypassed_logits(Decoder(model), (), proof_ids), expected)
+    check_cut(bypassed_logits(Decoder(model), (), proof_ids), expected)
     plan.save(work / "plan.json")
     write_json(work / "preparation.json", preparation)
     with new_directory(start) as directory:
@@ -417,15 +425,6 @@ def _pruned_start(
 def _windows(examples: Examples, model: Any, tokenizer: Any) -> TokenBatches:
     length = context_length(model, _WINDOW)
     return windows_of(examples, tokenizer, sequence_length=length, num_sequences=_MOST_WINDOWS)
-
-
-def _check_cut(logits: torch.Tensor, expected: torch.Tensor) -> None:
-    difference = (logits - expected).abs().max().item()
-    if not difference <= 1e-4 * max(expected.abs().max().item(), 1.0):
-        raise ProofError(
-            f"the cut model's logits differ by {difference:.3g} from the model with the layers bypassed; nothing was kept: "
-            "please report the model's family"
-        )
 
 
 def _tuned_dense(
@@ -469,9 +468,7 @@ def _write_and_prove(
     if tuned is model or merge_adapters:
         plain = model if tuned is model else tuned.merge_and_unload()
         round_back_(stored)
-        expected = bypassed_logits(Decoder(plain), (), proof_ids)
-        save_checkpoint(plain, tokenizer, directory)
-        return prove_checkpoint(directory, proof_ids, expected, trust_remote_code=trust_remote_code)
+        return write_and_prove(plain, tokenizer, directory, proof_ids, trust_remote_code)
     from peft import PeftModel
 
     with_adapter = bypassed_logits(Decoder(tuned), (), proof_ids)

@@ -62,10 +62,14 @@ def test_a_nested_methods_plan_is_the_prefix_of_its_plan_for_more_layers(
 def test_which_methods_are_nested() -> None:
     nested = {name for name in METHODS if quick(name).nested}
     assert nested == {
-        "elder-published", "gradpruner", "shortgpt", "sleb", "shortened-ppl", "shortened-taylor", "magnitude", "random",
+        "elder-published", "gradpruner", "shortgpt", "sleb", "shortened-ppl", "shortened-taylor", "tail", "magnitude",
+        "random",
     }  # fmt: skip
     assert METHODS["elder"](selection="greedy").nested
     assert not METHODS["elder-published"](selection="joint", gate="residual").nested
+    assert not METHODS["replaceme"](layers_by="angular").nested
+    assert METHODS["tail"](keep_last=1).nested
+    assert not METHODS["tail"](keep_last=2).nested
 
 
 def test_planning_leaves_weights_gradients_modes_and_hooks_as_they_were(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.words import parse_amount, parse_layers
+from secateur.cli.words import parse_amount, parse_increase, parse_layers, parse_ratio
 from secateur.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -18,12 +18,14 @@ __all__ = [
     "add_loading",
     "add_method",
     "add_out",
+    "add_recovery",
     "add_target",
     "check_file",
     "loading_of",
     "method_of",
     "print_json",
     "print_pruned",
+    "recovery_of",
     "settings_of",
     "target_of",
     "text_of",
@@ -58,11 +60,27 @@ def add_method(parser: ArgumentParser, *, default: str) -> None:
     )  # fmt: skip
 
 
-def add_target(parser: ArgumentParser) -> None:
-    """How much goes."""
+def add_target(parser: ArgumentParser, *, budgets: bool = False) -> None:
+    """How much goes; budgets are for commands that can search for it."""
     parser.add_argument("--drop", type=str, help="how many layers go: a count (8) or a share (25%)")
     parser.add_argument("--target_params", type=str, help="parameters to be left: a share (75%)")
     parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
+    if budgets:
+        parser.add_argument(
+            "--max_ppl_increase", type=str,
+            help="as many layers go as this rise of the perplexity allows: a share (10%), measured with the layers bypassed",
+        )  # fmt: skip
+        parser.add_argument(
+            "--target_speedup", type=str,
+            help="as few layers go as this speed takes: a ratio (1.3), measured here, of prefill and decoding the smaller",
+        )  # fmt: skip
+
+
+def add_recovery(parser: ArgumentParser) -> None:
+    """Training after the cut."""
+    from secateur.training.recovery import Recovery
+
+    parser.add_class_arguments(Recovery, None)
 
 
 def add_out(
@@ -88,6 +106,25 @@ def text_of(options: dict[str, Any]) -> Any:
     return settings_of(TextSettings, options)
 
 
+def recovery_of(options: dict[str, Any]) -> Any:
+    """The training after the cut; an option that would be without effect is refused, since nobody would notice.
+
+    Raises:
+        RequestError: if there is one, or a value makes no sense.
+    """
+    from secateur.training.recovery import KINDS_OF, Recovery
+
+    recovery = settings_of(Recovery, options)
+    for field in dataclasses.fields(Recovery):
+        kinds = KINDS_OF.get(field.name)
+        if kinds and recovery.recover not in kinds and getattr(recovery, field.name) != getattr(Recovery(), field.name):
+            raise RequestError(
+                f"--{field.name.replace('_', '-')} has no effect with --recover {recovery.recover}; add --recover "
+                f"{' or '.join(kinds)}, or leave it out"
+            )
+    return recovery
+
+
 def settings_of(of: Any, options: dict[str, Any]) -> Any:
     """A dataclass of settings from the options that are called like its fields."""
     return of(**{field.name: options[field.name] for field in dataclasses.fields(of)})
@@ -102,11 +139,13 @@ def target_of(options: dict[str, Any]) -> Any:
     """How much goes."""
     from secateur.request import Target
 
-    share = options["target_params"]
+    share, increase, speedup = (options.get(name) for name in ("target_params", "max_ppl_increase", "target_speedup"))
     return Target(
         drop=None if options["drop"] is None else parse_amount(options["drop"], "--drop"),
         target_params=None if share is None else _share(share),
         layers=None if options["layers"] is None else parse_layers(options["layers"]),
+        max_ppl_increase=None if increase is None else parse_increase(increase, "--max-ppl-increase"),
+        target_speedup=None if speedup is None else parse_ratio(speedup, "--target-speedup"),
     )
 
 

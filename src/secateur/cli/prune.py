@@ -1,4 +1,4 @@
-"""`secateur prune`: choose layers, prepare, cut, prove, measure."""
+"""`secateur prune`: choose layers, prepare, cut, recover if asked to, prove, measure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from secateur.cli.options import (
     add_loading,
     add_method,
     add_out,
+    add_recovery,
     add_target,
     loading_of,
     method_of,
     print_pruned,
+    recovery_of,
     target_of,
     text_of,
 )
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
-SUMMARY = "make a smaller checkpoint: choose layers, prepare, cut, prove, measure"
-USAGE = "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST) [--method NAME] [OPTIONS]"
+SUMMARY = "make a smaller checkpoint: choose layers, prepare, cut, recover, prove, measure"
+USAGE = (
+    "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST | --max-ppl-increase SHARE | "
+    "--target-speedup RATIO) [--method NAME] [--recover KIND] [OPTIONS]"
+)
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -32,7 +37,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
     parser.add_class_arguments(TextSettings, None)
     add_method(parser, default="elder")
-    add_target(parser)
+    add_target(parser, budgets=True)
+    add_recovery(parser)
     add_out(parser)
     add_loading(parser)
 
@@ -46,6 +52,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         method=method_of(options),
         text=text_of(options),
         target=target_of(options),
+        recovery=recovery_of(options),
         out=options["out"],
         overwrite=options["overwrite"],
         **loading_of(options),

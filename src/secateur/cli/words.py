@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,8 +16,10 @@ __all__ = [
     "explained",
     "one_line",
     "parse_amount",
+    "parse_increase",
     "parse_layers",
     "parse_names",
+    "parse_ratio",
     "parse_sizes",
     "refuse_settings_of_others",
     "with_underscores",
@@ -72,6 +75,7 @@ def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
         message,
     )
     message = message.replace("unrecognized arguments:", "unknown option")
+    message = re.sub(r"unknown option --[\w.-]+", lambda found: found[0].replace("_", "-"), message)
     unknown = re.search(r"unknown option --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
     if unknown:
         known = {name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")}
@@ -103,6 +107,39 @@ def parse_amount(text: str, option: str) -> int | float:
     if not 0 < share < 1:
         raise RequestError(f"{option} as a share is more than 0% and less than 100%, not '{text}'")
     return share
+
+
+def parse_increase(text: str, option: str) -> float:
+    """A share that may be above one whole (`10%`, `0.1`, `150%`); a bare whole number could mean either.
+
+    Raises:
+        RequestError: if it is something else.
+    """
+    word = text.strip()
+    try:
+        if re.fullmatch(r"[+-]?\d+", word):
+            raise ValueError
+        increase = float(word[:-1]) / 100 if word.endswith("%") else float(word)
+    except ValueError:
+        raise RequestError(f"{option} is a share such as 10%, not '{text}'") from None
+    if not (increase > 0 and math.isfinite(increase)):
+        raise RequestError(f"{option} is more than 0%, such as 10%, not '{text}'")
+    return increase
+
+
+def parse_ratio(text: str, option: str) -> float:
+    """How many times as much (`1.3`, `1.3x`), more than once.
+
+    Raises:
+        RequestError: if it is something else.
+    """
+    try:
+        ratio = float(text.strip().removesuffix("x"))
+    except ValueError:
+        ratio = math.nan
+    if not (ratio > 1 and math.isfinite(ratio)):
+        raise RequestError(f"{option} is a ratio above 1 such as 1.3, not '{text}'")
+    return ratio
 
 
 def parse_layers(text: str) -> tuple[int, ...]:

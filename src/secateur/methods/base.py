@@ -121,6 +121,10 @@ class Method(ABC):
         """
         return self.plan(decoder, data, drop=drop, run=run)
 
+    def shortened(self, plan: PruningPlan, drop: int) -> PruningPlan:
+        """The plan for `drop` layers that a plan of this method for as many or, where choices are nested, more contains."""
+        return plan.prefix(drop)
+
     def prepare_(  # a method without a second stage
         self,
         decoder: Decoder,  # noqa: ARG002

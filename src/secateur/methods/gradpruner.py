@@ -14,7 +14,7 @@ paper's squares are the default, and the pruned layers with the highest scores a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from secateur.data import TokenBatches
@@ -110,6 +110,11 @@ class GradPruner(Scoring, Method):
             },
             evidence=igia,
         )
+
+    def shortened(self, plan: PruningPlan, drop: int) -> PruningPlan:
+        """The lowest scores, and the merges among fewer layers."""
+        order = plan.order[:drop]
+        return replace(plan, order=order, merges=self._targets(order, plan.num_layers))
 
     def prepare_(
         self, decoder: Decoder, data: TokenBatches, plan: PruningPlan, *, run: Run | None = None

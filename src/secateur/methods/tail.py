@@ -39,6 +39,7 @@ class Tail(Method):
 
     name: ClassVar[str] = "tail"
     paper: ClassVar[str] = "arXiv 2411.15558"
+    nested: ClassVar[bool] = True
 
     keep_last: int = 0
     """Layers at the very end that stay: none as published, 1 spares the final one; fewer where drop leaves fewer."""
@@ -71,6 +72,8 @@ class Tail(Method):
         if self.keep_last < 0:
             raise RequestError(f"keep_last must be 0 or more, not {self.keep_last}")
         self._training()
+        if self.keep_last > 1:  # those spared have to go as well where drop leaves no others
+            object.__setattr__(self, "nested", False)
         object.__setattr__(self, "prepares", self.tune)  # of the class, a choice alone; with `tune` there is more to do
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:  # noqa: ARG002

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from secateur.report.comparison import compared
+from secateur.report.comparison import compared, recovered_in_words
 
 __all__ = ["inherited_metadata", "model_card"]
 
@@ -138,6 +138,9 @@ def _making(record: Mapping[str, Any]) -> str:
     if data.get("spec"):
         tokens = f", {data['tokens']:,} tokens" if isinstance(data.get("tokens"), int) else ""
         lines.append(f"Calibration text: {_code(_shortened(str(data['spec'])))}{tokens}.")
+    recovered = recovered_in_words(record)
+    if recovered is not None:
+        lines.append(f"After the cut it was trained on that text: {recovered}.")
     made = f"secateur {record.get('secateur_version') or ''}".strip()
     lines.append(f"Made with {made}; the whole record is in `secateur/record.json`.")
     return "## How it was made\n\n" + "\n".join(lines)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MISSING", "ComparedRow", "compared", "format_bytes", "format_count", "format_number"]
+__all__ = ["MISSING", "ComparedRow", "compared", "format_bytes", "format_count", "format_number", "recovered_in_words"]
 
 MISSING = "–"
 """Stands for a value that was not measured."""
@@ -33,6 +33,19 @@ def compared(metrics: Mapping[str, Mapping[str, Any]]) -> list[ComparedRow]:
     """
     dense, pruned = metrics.get("dense") or {}, metrics.get("pruned") or {}
     return [_row(label, dense.get(key), pruned.get(key), write) for key, (label, write) in _METRICS.items()]
+
+
+def recovered_in_words(record: Mapping[str, Any]) -> str | None:
+    """What a recovery was and what it changed, in one line; None if there was none.
+
+    Args:
+        record: the run's record.
+    """
+    recovery, metrics = record.get("recovery"), record.get("metrics") or {}
+    if not recovery:
+        return None
+    before, after = (format_number(metrics[name]["perplexity"]) for name in ("cut", "pruned"))
+    return f"recovered ({recovery['kind']}) on {recovery['tokens']:,} tokens: perplexity {before} → {after}"
 
 
 def _row(label: str, dense: Any, pruned: Any, write: Callable[[float], str]) -> ComparedRow:

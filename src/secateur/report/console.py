@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from secateur.report.comparison import MISSING, compared, format_count, format_number
+from secateur.report.budget import budget_table
+from secateur.report.comparison import MISSING, compared, format_count, format_number, recovered_in_words
 
 __all__ = [
     "RichProgress",
@@ -226,18 +227,24 @@ def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
     """
     if record["scores"] is not None:
         console.print(score_bars(record["scores"], record["dropped"]))
+    if record.get("budget"):
+        console.print(budget_table(record["budget"]))
     if record["generations"]:
         console.print(generations_table(**record["generations"]))
     console.print(comparison_table(record["metrics"]))
     before = (record["preparation"] or {}).get("perplexity_before_cut")
     if before is not None:
-        after = record["metrics"]["pruned"]["perplexity"]
+        after = record["metrics"].get("cut", record["metrics"]["pruned"])["perplexity"]
         console.print(f"perplexity just before the cut {before:.2f}, just after it {after:.2f}")
+    recovered = recovered_in_words(record)
+    if recovered is not None:
+        console.print(recovered, soft_wrap=True)
     proof = record["proof"]
+    held_to = "with the layers bypassed" if recovered is None else "that was recovered"
     console.print(
         f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} "
         "of those\n"
-        "of the model with the layers bypassed, and cached generation agrees with uncached",
+        f"of the model {held_to}, and cached generation agrees with uncached",
         soft_wrap=True,
     )
     console.print(f"the pruned model is in {path}; next: secateur eval {path} --data SPEC", soft_wrap=True)

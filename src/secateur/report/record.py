@@ -44,6 +44,7 @@ def run_record(
     method: Mapping[str, Any],
     dropped: Sequence[int],
     scores: Sequence[float] | None = None,
+    budget: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
     eval_data: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -52,6 +53,7 @@ def run_record(
     seed: int | None = None,
     proof: Mapping[str, Any] | None = None,
     preparation: Mapping[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
     generations: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     comparison: Mapping[str, Any] | None = None,
@@ -67,14 +69,16 @@ def run_record(
         method: `name` and `options`.
         dropped: the layers removed, by index of the dense model.
         scores: the scores behind the choice, one a layer.
+        budget: how the number of layers was found, where it was searched for.
         data: `spec`, `sequences`, `tokens` and `fingerprint` of the calibration text.
         eval_data: the same of the text the metrics were measured on.
-        metrics: `dense` and `pruned`, each a mapping of numbers.
+        metrics: `dense` and `pruned`, each a mapping of numbers; after a recovery also `cut`, before it.
         timings: seconds by stage.
         peak_memory_bytes: the most memory held at once.
         seed: the seed of everything random.
         proof: what the reloaded checkpoint was held against, and how far off it was.
         preparation: how the weights were changed before the cut.
+        recovery: how they were trained after it.
         generations: `prompts`, `dense` and `pruned`, lists of texts of equal length.
         training: how the pruned model was fine-tuned, and how that went.
         comparison: the pruned model's figure on a task less that of each other model, with its interval.
@@ -90,7 +94,9 @@ def run_record(
         "eval_data": eval_data,
         "dropped": sorted(dropped),
         "scores": None if scores is None else [float(score) for score in scores],
+        "budget": budget,
         "preparation": preparation,
+        "recovery": recovery,
         "training": training,
         "adapter": adapter,
         "proof": proof,

@@ -5,7 +5,8 @@ For the layers P that will be removed, the loss of a step is
     (1 − d)·CE + d·KL(dense ‖ model) + λ2 · Σ_{l in P} mean_tokens ‖X_out[l] − X_in[l]‖
 
 with `d` the weight of the distillation and the norm taken over the hidden dimension. The layers of P are active, fade out
-with their residual gate over a share of the steps, or are bypassed from the first step on.
+with their residual gate over a share of the steps, or are bypassed from the first step on. Where P is empty this is a plain
+training: `secateur.training.recovery` is that.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from secateur.data import TokenBatches
 from secateur.decoder import Activations, Decoder, evaluating
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.progress import Progress, Silent
+from secateur.training.distillation import distillation_loss
 from secateur.training.lora import attach_lora
 from secateur.training.trainer import Advance, check_trainer_options, given_back, training_arguments
 
-__all__ = ["RemovalTraining", "identity_penalty", "train_towards_removal_"]
+__all__ = ["RemovalTraining", "identity_penalty", "removal_arguments", "train_towards_removal_"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,12 @@ class RemovalTraining:
 
     distil: float = 0.0
     """Weight of the distillation from the dense model, 0 to 1; the rest is next-token cross-entropy."""
+
+    distil_temperature: float = 1.0
+    """Temperature of the distillation: above 1 the dense model's less likely tokens count for more."""
+
+    distil_top_k: int | None = None
+    """How many of the dense model's likeliest tokens are told apart in the distillation; all if null."""
 
     train: Literal["full", "lora", "partial"] = "full"
     """Train all weights, low-rank adapters that are merged at the end, or the head, the final norm and the last layers alone."""
@@ -98,7 +106,10 @@ class RemovalTraining:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise RequestError(f"{name} is a share, not {value:g}; choose 0..1")
-        for name in ("sequences_per_step", "micro_batch", "lora_rank", "lora_alpha", "learning_rate", "partial_layers"):
+        for name in (
+            "sequences_per_step", "micro_batch", "lora_rank", "lora_alpha", "learning_rate", "partial_layers",
+            "distil_temperature", "distil_top_k",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise RequestError(f"{name} must be above 0, not {value:g}")
@@ -152,6 +163,7 @@ def train_towards_removal_(
     precision: torch.dtype | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    description: str = "training towards the removal",
 ) -> dict[str, Any]:
     """Train the model in place; the layers that go are still there afterwards.
 
@@ -164,6 +176,7 @@ def train_towards_removal_(
         precision: autocast dtype.
         seed: of the order of the windows, dropout and adapters.
         progress: told of each step.
+        description: what the step is called.
 
     Returns:
         `steps`, `tokens`, `losses` (a dictionary a step), `final_gate` (what is left of the layers that go).
@@ -176,7 +189,7 @@ def train_towards_removal_(
     if teacher is not None:
         teacher = teacher.eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = _arguments(settings, batches, precision, seed, scratch)
+        arguments = removal_arguments(settings, batches, precision=precision, seed=seed, scratch=scratch)
         with (
             given_back(decoder.model, checkpointing=bool(arguments.gradient_checkpointing)),
             _trainable(decoder, dropped, settings, seed) as model,
@@ -191,17 +204,19 @@ def train_towards_removal_(
                 settings=settings,
                 teacher=teacher,
             )
-            with (progress or Silent()).track("training towards the removal", arguments.max_steps) as advance:
+            with (progress or Silent()).track(description, arguments.max_steps) as advance:
                 trainer.add_callback(Advance(advance))
                 try:
                     trainer.train(resume_from_checkpoint=settings.trainer.get(_RESUME))
                     trainer.check_weights()
                 finally:
                     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    steps = trainer.args.max_steps
+    steps, each = trainer.args.max_steps, settings.sequences_per_step
+    passes, more = divmod(steps, math.ceil(batches.num_sequences / each))  # the last step of a pass takes what is left
+    windows = passes * batches.num_sequences + min(more * each, batches.num_sequences)
     return {
         "steps": steps,
-        "tokens": steps * settings.sequences_per_step * batches.sequence_length,
+        "tokens": windows * batches.sequence_length,
         "losses": trainer.losses,
         "final_gate": settings.fade_at(1.0),
     }
@@ -268,10 +283,10 @@ class _RemovalTrainer(Trainer):  # type: ignore[misc]
         assert self.teacher is not None  # noqa: S101  made by train_towards_removal_ where distil > 0
         with torch.no_grad():
             target = self.teacher(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
-            target = target.log_softmax(dim=-1).flatten(0, 1)
-        return functional.kl_div(
-            logits.log_softmax(dim=-1).flatten(0, 1), target, log_target=True, reduction="batchmean"
-        )
+        return distillation_loss(
+            logits.flatten(0, 1), target.flatten(0, 1),
+            temperature=self.settings.distil_temperature, top_k=self.settings.distil_top_k,
+        )  # fmt: skip
 
     def _progress(self) -> float:
         """0 at the first step, 1 at the last, so that what fades over the whole training is gone in its last step."""
@@ -300,9 +315,10 @@ class _RemovalTrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad():
             for parameter, good in zip(self._trained(), self._good, strict=True):
                 parameter.copy_(good)
+        penalty = f"a lower lambda_2 (now {self.settings.lambda_2:g}), " if self.settings.lambda_2 else ""
         raise TrainingDivergedError(
             f"{what}; the last good weights are kept: try a lower learning rate (now {self.settings.learning_rate:g}), "
-            f"a lower lambda_2 (now {self.settings.lambda_2:g}), or fp32 precision"
+            f"{penalty}or fp32 precision"
         )
 
     def check_weights(self) -> None:
@@ -360,9 +376,26 @@ def _behind_the_layers(decoder: Decoder) -> list[nn.Module]:
     return found
 
 
-def _arguments(
-    settings: RemovalTraining, batches: TokenBatches, precision: torch.dtype | None, seed: int, scratch: str
+def removal_arguments(
+    settings: RemovalTraining,
+    batches: TokenBatches,
+    *,
+    precision: torch.dtype | None = None,
+    seed: int = 0,
+    scratch: str,
 ) -> TrainingArguments:
+    """What the Trainer is given.
+
+    Args:
+        settings: see `RemovalTraining`.
+        batches: the training tokens.
+        precision: autocast dtype.
+        seed: of everything random.
+        scratch: the Trainer's directory.
+
+    Raises:
+        RequestError: if further fields of the Trainer contradict each other or have no such value.
+    """
     theirs = {name: value for name, value in settings.trainer.items() if name != _RESUME}
     return training_arguments(
         settings,
