@@ -14,7 +14,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from secateur import tuning
+from secateur import stages, tuning
 from secateur.data import TokenBatches
 from secateur.data.examples import load_examples
 from secateur.data.task import TaskSettings, windows_of
@@ -380,7 +380,7 @@ def resumed(checkpoint: Path, data: str, out: Path, expected: Pruned, **options:
         ("full", tuning, "fine_tune_", 1, False),  # nothing trained yet
         ("full", supervised.Advance, "on_step_end", SCORED + 3, True),  # within the first epoch
         ("lora", supervised.Advance, "on_step_end", SCORED + 6, True),  # within the second
-        ("lora", tuning, "prove_checkpoint", 1, True),
+        ("lora", stages, "prove_checkpoint", 1, True),
         ("full", tuning, "write_about", 1, True),  # written, measured, but not in its place
     ],
     ids=["before", "first epoch", "second epoch", "prove", "record"],
@@ -453,7 +453,7 @@ def test_checkpoint_in_its_place_stays_until_the_new_one_is_proven(
     (out / "config.json").write_text("old")
     with pytest.raises(OutputError, match="is not empty"):
         run(tiny_checkpoint, data, out)
-    stop(monkeypatch, tuning, "prove_checkpoint")
+    stop(monkeypatch, stages, "prove_checkpoint")
     with pytest.raises(KeyboardInterrupt):
         run(tiny_checkpoint, data, out, overwrite=True)
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [("config.json", "old")]

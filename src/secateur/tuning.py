@@ -51,7 +51,6 @@ from secateur.surgery.checkpoint import (
     bypassed_logits,
     check_output,
     new_directory,
-    prove_checkpoint,
     save_checkpoint,
 )
 from secateur.surgery.live import remove_layers_
@@ -472,12 +471,9 @@ def _write_and_prove(
     from peft import PeftModel
 
     with_adapter = bypassed_logits(Decoder(tuned), (), proof_ids)
-    with tuned.disable_adapter():
-        expected = bypassed_logits(Decoder(tuned), (), proof_ids)
     tuned.peft_config["default"].base_model_name_or_path = str(Path(out).expanduser().absolute())
     tuned.save_pretrained(directory / "adapter", save_embedding_layers=False)  # asked, it looks for the base at `out`
-    save_checkpoint(tuned.unload(), tokenizer, directory)
-    proof, base = prove_checkpoint(directory, proof_ids, expected, trust_remote_code=trust_remote_code)
+    proof, base = write_and_prove(tuned.unload(), tokenizer, directory, proof_ids, trust_remote_code)
     with gradient_checkpointing_quietly():
         proved = PeftModel.from_pretrained(base, directory / "adapter").eval()
     difference = (bypassed_logits(Decoder(proved), (), proof_ids) - with_adapter).abs().max().item()

@@ -42,4 +42,4 @@ def _tried(name: str, value: float | None) -> str:
         return MISSING
     if name == "perplexity":
         return format_number(value)
-    return f"{100 * value:+.1f} %".replace("-", "−") if name == "increase" else f"×{value:.2f}"
+    return f"{100 * value:+,.1f} %".replace("-", "−") if name == "increase" else f"×{value:.2f}"
