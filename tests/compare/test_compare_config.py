@@ -46,7 +46,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"recovery": []}, "recovery is empty", "name at least one"),
     ({"recovery": ["lorra"]}, "recovery: kind", "lorra"),
     ({"recovery": [{"kind": "lora", "token": 5}]}, "recovery has no 'token'", "did you mean 'tokens'?"),
-    ({"recovery": [{"kind": "lora", "tokens": 0}]}, "recovery: tokens must be above 0", "not 0"),
+    ({"recovery": [{"kind": "lora", "tokens": 0}]}, "recovery: tokens must be 1 or more", "not 0"),
     ({"recovery": ["lora", {"kind": "lora", "tokens": 5}]}, "are called 'lora'", "give one of them a title"),
     ({"seeds": []}, "seeds is empty", "name at least one"),
     ({"seeds": ["a"]}, "seeds must be a whole number of 0 or more", "not 'a'"),

@@ -139,12 +139,12 @@ def test_recovery_trains_on_the_tokens_asked_for_and_leaves_the_dense_model_as_i
         return result
 
     monkeypatch.setattr(workbench.Workbench, "make", watched)
-    recovery = ["none", *({"kind": kind, "tokens": 130, "learning_rate": 0.01} for kind in kinds)]
+    recovery = ["none", *({"kind": kind, "tokens": 130, "rate": 0.01} for kind in kinds)]
     compare(config(recovery=recovery), tmp_path / "out")
     plain = cell(tmp_path / "out", "magnitude--drop2--none--seed0")
     for kind in kinds:
         made = cell(tmp_path / "out", f"magnitude--drop2--{kind}--seed0")
-        assert made["tokens"]["trained_after_cut"] == 192  # three steps of 2 x 32
+        assert made["tokens"]["trained_after_cut"] == 128  # four windows of 32, never more than asked for
         assert made["dropped"] == plain["dropped"]
         assert made["metrics"]["dense"] == plain["metrics"]["dense"]
         assert made["metrics"]["pruned"]["perplexity"] < plain["metrics"]["pruned"]["perplexity"]

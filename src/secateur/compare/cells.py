@@ -107,7 +107,7 @@ def request_of(cell: Cell, comparison: Comparison, fingerprints: Mapping[str, st
     model = dataclasses.asdict(cell.model)
     del model["title"]
     recovery: dict[str, Any] = {"kind": "none"}
-    if cell.recovery.settings.kind != "none":  # the settings of what is not done decide nothing
+    if cell.recovery.settings.trains:  # the settings of what is not done decide nothing
         recovery = dataclasses.asdict(cell.recovery.settings)
     asked = {
         "model": model,

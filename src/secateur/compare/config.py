@@ -25,16 +25,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from secateur.compare.reading import read_list, read_mapping, read_settings, read_yaml, with_environment
-from secateur.compare.recovery import Recovery
 from secateur.errors import RequestError
 from secateur.methods import METHODS, Method, method_named
 from secateur.plan import count_to_drop
 from secateur.request import TextSettings
+from secateur.training.recovery import Recovery
 
 __all__ = ["Block", "Comparison", "MethodChoice", "ModelChoice", "RecoveryChoice", "read_comparison", "slug"]
 
 _BLOCK = ("methods", "drops", "recovery", "seeds", "tasks", "speed")
 _TOP = ("models", "text", "precision", "include_path", "task_limit", *_BLOCK, "blocks")
+
+_RECOVERY = {field.name.removeprefix("recover_"): field.name for field in dataclasses.fields(Recovery)}
+_RECOVERY["kind"] = _RECOVERY.pop("recover")
+"""Name in the file → field of `Recovery`."""
 
 Titled = TypeVar("Titled", "ModelChoice", "MethodChoice", "RecoveryChoice")
 
@@ -202,11 +206,15 @@ def _method(item: Any) -> MethodChoice:
 
 def _recovery(item: Any) -> RecoveryChoice:
     values = {"kind": item} if isinstance(item, str) or item is None else item
-    known = [field.name for field in dataclasses.fields(Recovery)]
-    values = read_mapping(values, "recovery", [*known, "title"])
-    values["kind"] = values.get("kind") or "none"  # `none` may be written as null
-    title = values.pop("title", None) or values["kind"]
-    return RecoveryChoice(settings=read_settings(Recovery, values, "recovery"), title=_string(title, "title"))
+    values = read_mapping(values, "recovery", [*_RECOVERY, "title"])
+    kind = values.get("kind") or "none"  # `none` may be written as null
+    title = _string(values.pop("title", None) or kind, "title")
+    settings = {_RECOVERY[name]: value for name, value in {**values, "kind": kind}.items()}
+    try:
+        return RecoveryChoice(settings=read_settings(Recovery, settings, "recovery"), title=title)
+    except RequestError as error:  # with the names as they stand in the file
+        said = re.sub(r"\brecover_", "", str(error))
+        raise RequestError(re.sub(r"\brecover\b", "kind", said)) from error
 
 
 def _drop(item: Any) -> int | float:

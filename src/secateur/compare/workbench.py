@@ -20,7 +20,6 @@ import torch
 from secateur.compare.cells import Cell, plan_id
 from secateur.compare.config import Comparison, ModelChoice, slug
 from secateur.compare.reading import with_environment
-from secateur.compare.recovery import recover_
 from secateur.compare.results import Results
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
@@ -34,6 +33,7 @@ from secateur.report.record import config_sha256, versions
 from secateur.stages import Stages, add_speed, quality, sharing_copy
 from secateur.surgery.live import remove_layers_
 from secateur.training.precision import round_back_, to_float32_
+from secateur.training.recovery import recover_
 
 __all__ = ["Workbench", "check_tasks"]
 
@@ -142,7 +142,7 @@ class Workbench:
         method, recovery = cell.method.method, cell.recovery.settings
         trained = {"trained_before_cut": 0, "trained_after_cut": 0}
         losses: dict[str, list[float]] = {}
-        changes = method.prepares or recovery.kind != "none"
+        changes = method.prepares or recovery.trains
         pruned = copy.deepcopy(decoder.model) if changes else sharing_copy(decoder.model)
         if method.prepares:
             with run.stage("prepare"):
@@ -156,11 +156,11 @@ class Workbench:
             trained["trained_before_cut"] = int(training.get("tokens", 0))
             losses["before_cut"] = _losses(training)
         remove_layers_(pruned, plan.dropped)
-        if recovery.kind != "none":
+        if recovery.trains:
             with run.stage("recover"), _lent(decoder.model) as teacher:
                 training = recover_(
                     Decoder(pruned), data, settings=recovery, teacher=teacher, precision=context.precision,
-                    seed=cell.seed, progress=self._progress,
+                    wide=cell.model.dtype == "auto", seed=cell.seed, progress=self._progress,
                 )  # fmt: skip
             trained["trained_after_cut"] = int(training["tokens"])
             losses["after_cut"] = _losses(training)
