@@ -243,5 +243,5 @@ def test_cost_counts_the_tokens_that_are_run(decoder: Decoder, windows: TokenBat
     handle = decoder.model.register_forward_pre_hook(count, with_kwargs=True)
     method.plan(decoder, windows, drop=2)
     handle.remove()
-    probes = 8 * 1  # the accumulation looks for the layers
+    probes = 8 * (1 + 3)  # the accumulation looks for the layers; the loss is tried three times
     assert method.cost(6, 2, windows).choose_tokens == pytest.approx(2.3 * (seen[0] - probes))
