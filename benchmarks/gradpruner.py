@@ -36,6 +36,7 @@ TUNING: dict[str, Any] = {
     "trainer": {"train_sampling_strategy": "group_by_length"},  # less padding
 }  # fmt: skip
 COMPLETION = 3  # tokens that are learnt of an example, in the measurement of times
+TASKS = ("fpb", "sms_spam", "arc_easy")
 RATES = {"full": 1e-4, "lora": 2e-3}
 
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -239,13 +240,15 @@ def made_anew(page: str) -> str:
 
 
 def table(name: str, results: list[dict[str, Any]]) -> str:
-    """`TASK-TRAIN`, such as `fpb-full`: a row a variant and a count of layers; `times`; `settings`."""
+    """`TASK-TRAIN`, such as `fpb-full`: a row a variant and a count of layers; `summary` of all; `times`; `cost`; `settings`."""
     if name == "times":
         return times_table()
     if name == "cost":
         from igia_cost import table as cost_table
 
         return cost_table()
+    if name == "summary":
+        return summary(results)
     if name == "settings":
         rows = [row for row in results if not row.get("test")]
         return markdown(
@@ -292,6 +295,36 @@ def table(name: str, results: list[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
+    return markdown(head, body)
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    """All tasks beside each other, at the rate that validation chose: a row a training, a number of layers and a variant."""
+    times = json.loads(TIMES.read_text(encoding="utf-8"))
+    tested = [row for row in results if row.get("test") and rate(row) == RATES[row["train"]]]
+    scores = {(row["train"], row.get("drop", 0), row["variant"], row["task"]): row["test"] for row in tested}
+    body = []
+    for train in RATES:
+        for drop, variant in [(0, "dense"), *((drop, variant) for drop in (12, 6) for variant in VARIANTS)]:
+            found = {task: scores.get((train, drop, variant, task)) for task in TASKS}
+            if all(score is None for score in found.values()):
+                continue
+            dense = {task: scores.get((train, 0, "dense", task)) for task in TASKS}
+            points = {
+                task: 100 * (score - against)
+                for task, score in found.items()
+                if drop and score is not None and (against := dense[task]) is not None
+            }
+            shown = [
+                "–"
+                if found[task] is None
+                else f"{found[task]:.3f}" + (f" ({points[task]:+.1f})" if task in points else "")
+                for task in TASKS
+            ]
+            mean = f"{statistics.mean(points.values()):+.1f}" if len(points) == len(TASKS) else ""
+            ratios = [f"{times[f'{kind}_{drop}']['median']:.2f}" if drop else "1" for kind in ("training", "inference")]
+            body.append([VARIANTS[variant][0], train, str(drop), *shown, mean, *ratios])
+    head = ["what", "training", "dropped", *TASKS, "mean, points", "training time", "inference time"]
     return markdown(head, body)
 
 
