@@ -42,6 +42,16 @@ def test_the_stride_is_a_column_where_windows_overlap():
     assert line.endswith("256 64")
 
 
+def test_a_path_is_its_last_part_where_that_tells_the_models_apart():
+    def called(*sources: str) -> list[str]:
+        rows = [row(source, 30, **text(20.0)) for source in sources]
+        return [line.split()[0] for line in drawn(perplexity_table(rows))[1:]]
+
+    assert called("/some/where/dense", "out/small") == ["dense", "out/small"]  # the second may be a hub's
+    assert called("/some/where/dense", "./a/small/", "owner/name") == ["dense", "small", "owner/name"]
+    assert called("/a/b/same", "/c/d/same") == ["/a/b/same", "/c/d/same"]
+
+
 def test_tasks_are_a_row_a_task_and_a_column_a_model():
     mean = {"value": 0.55, "stderr": 0.025, "num_tasks": 2}
     first = [score("piqa", "acc_norm", 0.6, 0.03), score("gone", "acc", 0.5, 0.04)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -28,9 +29,9 @@ def perplexity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("model")
     for name in ("layers", "parameters", "perplexity", "± (1 s.e.)", "tokens", "window", *["stride"] * overlap):
         table.add_column(name, justify="right")
-    for row in rows:
+    for name, row in zip(_names(rows), rows, strict=True):
         table.add_row(
-            str(row["model"]),
+            name,
             str(row["num_layers"]),
             format_count(row["num_parameters"]),
             format_number(row["perplexity"]),
@@ -53,8 +54,8 @@ def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Group:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("metric")
     table.add_column("on", justify="right")
-    for row in rows:
-        table.add_column(str(row["model"]), justify="right", overflow="fold")
+    for name in _names(rows):
+        table.add_column(name, justify="right", overflow="fold")
     table.add_row("layers", "", *(str(row["num_layers"]) for row in rows))
     table.add_row("parameters", "", *(format_count(row["num_parameters"]) for row in rows))
     if "perplexity" in rows[0]:
@@ -72,6 +73,13 @@ def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Group:
         values = (_with_error(mean["value"], mean["stderr"]) for mean in means)
         table.add_row("mean", f"{means[0]['num_tasks']} tasks", *values)
     return Group(table, Text(_caption(rows)))
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each model is called in a table: of a path the last part, where that tells all of them apart."""
+    sources = [str(row["model"]) for row in rows]
+    short = [Path(source).name if source.count("/") != 1 else source for source in sources]  # a hub id has one
+    return short if len(set(short)) == len(short) else sources
 
 
 def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
