@@ -241,7 +241,7 @@ class Workbench:
         )
         # What was just made still has in memory what its second stage needs; what was read makes that again, alike.
         plan = fresh[0] if fresh else PruningPlan.of_json(found["plan"])
-        return plan.prefix(cell.drop)
+        return method.shortened(plan, cell.drop)
 
 
 def check_tasks(tasks: Sequence[str], comparison: Comparison) -> None:
