@@ -72,10 +72,11 @@ def _title(cell: dict[str, Any]) -> dict[str, Any]:
     return {"title": cell["title"]} if "title" in cell else {}
 
 
-def with_tables(page: str, table: Callable[[str], str]) -> str:
-    """The page with the text between each pair of `<!-- table: NAME -->` … `<!-- end -->` made anew."""
+def with_tables(page: str, table: Callable[[str], str | None]) -> str:
+    """The page with the text between each pair of `<!-- table: NAME -->` … `<!-- end -->` made anew, but where it is None."""
 
     def made(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{table(match[2])}\n{match[3]}"
+        new = table(match[2])
+        return match[0] if new is None else f"{match[1]}\n{new}\n{match[3]}"
 
     return re.sub(r"(<!-- table: ([\w-]+) -->)\n.*?(<!-- end -->)", made, page, flags=re.DOTALL)

@@ -1,9 +1,11 @@
 """Every method on one protocol: the tables of docs/comparison.md, made from the cells that `secateur compare` has left.
 
     MODEL=… DATA=… secateur compare benchmarks/comparison.yaml --out benchmarks/results/comparison
+    MODEL=… DATA=… secateur compare benchmarks/comparison_c4.yaml --out benchmarks/results/comparison_c4
+    benchmarks/gpu/run.sh compare              # fills benchmarks/results/comparison_full_length, on a GPU
     python benchmarks/compare.py tables        # rewrite the tables in docs/comparison.md from the results
 
-How to run the first in pieces stands in comparison.yaml. Of its folder `compare.json`, `cells/` and `plots/` are kept in the
+How to run the first in pieces stands in comparison.yaml. Of the folders `compare.json`, `cells/` and `plots/` are kept in the
 repository; the rest can be made again.
 """
 
@@ -19,11 +21,15 @@ sys.path.insert(0, str(HERE))
 from cells import with_tables  # noqa: E402  (a script beside this one)
 from secateur.compare.results import Results, Row  # noqa: E402
 from secateur.compare.run import make_tables  # noqa: E402
-from secateur.compare.tables import table  # noqa: E402
+from secateur.compare.tables import markdown, perplexity_text, table  # noqa: E402
 
-RESULTS = HERE / "results" / "comparison"
+RESULTS = HERE / "results"
+FOLDERS = {"": "comparison", "c4-": "comparison_c4", "full-": "comparison_full_length"}
+"""What the name of a table begins with → the folder of its results."""
+
+MISSING = "–"
 PAGE = HERE.parent / "docs" / "comparison.md"
-PLOTS = "../benchmarks/results/comparison/plots"
+PLOTS = "../benchmarks/results"
 
 
 def main() -> None:
@@ -31,24 +37,52 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("tables")
     parser.parse_args()
-    make_tables(RESULTS)
+    for folder in FOLDERS.values():
+        if (RESULTS / folder / "compare.json").exists():
+            make_tables(RESULTS / folder)
     PAGE.write_text(made_anew(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def made_anew(page: str) -> str:
     """The page with its tables made from the results."""
-    rows = Results(RESULTS).rows()
-    return with_tables(page, lambda name: part(name, rows))
+    return with_tables(page, made)
 
 
-def part(name: str, rows: list[Row]) -> str:
+def made(name: str) -> str:
     """A table, or the plots; what there are no results for yet is said to be missing."""
+    if name == "calibration":
+        return calibration(rows_of(FOLDERS[""]), rows_of(FOLDERS["c4-"]))
+    prefix = max((prefix for prefix in FOLDERS if name.startswith(prefix)), key=len)
+    folder, name = FOLDERS[prefix], name.removeprefix(prefix)
+    rows = rows_of(folder)
     if name == "progress":
         return f"{sum(row.result is not None for row in rows)} of {len(rows)} cells are done."
     if name == "plots":
-        plots = sorted((RESULTS / "plots").glob("*.svg"))
-        return "\n\n".join(f"![{plot.stem}]({PLOTS}/{plot.name})" for plot in plots) or "No cell is done yet."
+        plots = sorted((RESULTS / folder / "plots").glob("*.svg"))
+        return (
+            "\n\n".join(f"![{plot.stem}]({PLOTS}/{folder}/plots/{plot.name})" for plot in plots)
+            or "No cell is done yet."
+        )
     return table(name, rows) or "No cell is done yet."
+
+
+def rows_of(folder: str) -> list[Row]:
+    """The cells of a comparison; none if it was never begun."""
+    return Results(RESULTS / folder).rows() if (RESULTS / folder / "compare.json").exists() else []
+
+
+def calibration(wikitext: list[Row], c4: list[Row]) -> str:
+    """The same cells calibrated on either text: perplexity, and how many of the layers that go are the same."""
+    results = {(row.method, row.drop, row.recovery, row.seed): row.result for row in wikitext}
+    body = []
+    for row in c4:
+        here, there = results.get((row.method, row.drop, row.recovery, row.seed)), row.result
+        perplexities = [
+            perplexity_text(found["metrics"]["pruned"]["perplexity"]) if found else MISSING for found in (here, there)
+        ]
+        common = len({*here["dropped"]} & {*there["dropped"]}) if here and there else None
+        body.append([f"`{row.method}`", *perplexities, MISSING if common is None else f"{common} of {row.drop}"])
+    return markdown(["calibrated on", "WikiText-2", "C4", "layers in common"], body) if body else "No cell is done yet."
 
 
 if __name__ == "__main__":

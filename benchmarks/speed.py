@@ -1,7 +1,8 @@
 """What dropping a quarter and two fifths of the layers buys in speed: reading and writing, in turn, in one run.
 
     python benchmarks/speed.py MODEL      # writes results/speed.json; leave the machine alone meanwhile
-    python benchmarks/speed.py tables     # rewrites the table in docs/speed.md from it
+    python benchmarks/speed.py MODEL --dtype bfloat16 --cuda-graphs --result benchmarks/results/speed_gpu.json     # on a GPU
+    python benchmarks/speed.py tables     # rewrites the tables in docs/speed.md from both
 
 Which layers go does not matter for the speed of a model whose layers are alike: a run from the middle does. Each model has
 weights of its own, as two servers would have.
@@ -20,7 +21,7 @@ sys.path.insert(0, str(HERE))
 
 from cells import markdown, with_tables  # noqa: E402  (a script beside this one)
 
-RESULT = HERE / "results" / "speed.json"
+RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "speed.md"
 SHARES = (0.25, 0.4)
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--cuda-graphs", action="store_true")
+    parser.add_argument("--result", type=Path, default=RESULTS / "speed.json")
     options = parser.parse_args()
     if options.model == "tables":
         PAGE.write_text(made_anew(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
@@ -41,7 +43,7 @@ def main() -> None:
         measure(**vars(options))
 
 
-def measure(model: str, *, dtype: str, batch_sizes: list[int], **settings: Any) -> None:
+def measure(model: str, *, dtype: str, batch_sizes: list[int], result: Path, **settings: Any) -> None:
     """Measure the dense model and two cut ones side by side, and write the result."""
     from secateur.benchmark import compare
     from secateur.evaluation.speed import SpeedSettings
@@ -54,8 +56,8 @@ def measure(model: str, *, dtype: str, batch_sizes: list[int], **settings: Any) 
         SpeedSettings(batch_sizes=tuple(batch_sizes), **settings),
         progress=RichProgress(),
     )
-    write_json(RESULT, {"model": Path(model).resolve().name, **record, "versions": versions()})
-    print(table("speed"))
+    write_json(result, {"model": Path(model).resolve().name, **record, "versions": versions()})
+    print(speedups(record))
 
 
 def cut_models(source: str, dtype: str) -> dict[str, Any]:
@@ -84,13 +86,19 @@ def made_anew(page: str) -> str:
     return with_tables(page, table)
 
 
-def table(name: str) -> str:
-    """`speed`: a row a cut, phase and batch size. `speed-setting`: on what it was measured."""
-    if not RESULT.exists():
-        return "not measured"
-    record = json.loads(RESULT.read_text(encoding="utf-8"))
-    if name == "speed-setting":
-        return setting(record)
+def table(name: str) -> str | None:
+    """`speed` and `speed_gpu`, with `-setting` behind it: on what it was measured; None for the tables of another script."""
+    if not name.startswith("speed"):
+        return None
+    result = RESULTS / f"{name.removesuffix('-setting')}.json"
+    if not result.exists():
+        return "Not measured yet."
+    record = json.loads(result.read_text(encoding="utf-8"))
+    return setting(record) if name.endswith("-setting") else speedups(record)
+
+
+def speedups(record: dict[str, Any]) -> str:
+    """A row a cut, phase and batch size."""
     rows = [
         [
             row["model"],

@@ -74,9 +74,15 @@ def test_where_nobody_watches_in_a_terminal_each_cell_is_a_line_with_what_is_lef
     assert about[1].endswith("; 2 done, 0 left")
 
 
-@pytest.mark.parametrize("name", ["examples/compare.yaml", "benchmarks/comparison.yaml"])
-def test_the_configs_of_this_repository_are_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+ROOT = Path(__file__).parent.parent.parent
+CONFIGS = [ROOT / "examples" / "compare.yaml", *sorted((ROOT / "benchmarks").rglob("*.yaml"))]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if "tasks" not in path.parts], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_the_configs_of_this_repository_are_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL", "model")
     monkeypatch.setenv("DATA", "data")
-    path = Path(__file__).parent.parent.parent / name
     assert read_comparison(path).blocks
     assert yaml.safe_load(path.read_text())["models"]
