@@ -5,8 +5,8 @@
     python benchmarks/ceiling.py tables               # rewrites the tables in docs/speed.md from both
 
 The ceilings are measured in the same run: floating-point operations a second of one large matrix product in the weights' dtype,
-and bytes a second of reading a large tensor. Reading and training are held to the first, writing to the second. Training is a whole
-step of AdamW on all weights; its work is 6·N a token, N the weights that are multiplied, attention left out.
+and bytes a second of reading a large tensor. Reading and training are held to the first, writing to the second. Training is a
+whole step of AdamW on all weights; its work is 6·N a token, N the weights that are multiplied, attention left out.
 """
 
 from __future__ import annotations

