@@ -29,7 +29,8 @@ from secateur.request import Pruned, Target
 from secateur.surgery.live import remove_layers_
 from secateur.training import supervised
 from secateur.training.lora import gradient_checkpointing_quietly
-from secateur.training.supervised import FineTuning, fine_tune_, rows_of, rows_of_windows
+from secateur.training.rows import rows_of, rows_of_windows
+from secateur.training.supervised import FineTuning, fine_tune_
 from secateur.tuning import gradpruner, tune, work_directory
 
 QUICK: dict[str, Any] = {"scoring_steps": 0.4, "scoring_rank": 2, "scoring_rate": 1e-2}

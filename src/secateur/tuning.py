@@ -56,7 +56,8 @@ from secateur.surgery.checkpoint import (
 from secateur.surgery.live import remove_layers_
 from secateur.training.lora import gradient_checkpointing_quietly
 from secateur.training.precision import Stored, round_back_, to_float32_
-from secateur.training.supervised import FineTuning, Rows, check_fine_tuning, fine_tune_, rows_of
+from secateur.training.rows import Rows, rows_of, rows_of_windows
+from secateur.training.supervised import FineTuning, check_fine_tuning, fine_tune_
 
 __all__ = ["gradpruner", "tune", "work_directory"]
 
@@ -244,8 +245,6 @@ def gradpruner(
     run = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress or Silent())
     length = (tuning or FineTuning()).max_length
     if isinstance(data, TokenBatches):
-        from secateur.training.supervised import rows_of_windows
-
         rows, windows = rows_of_windows(data), data
     else:
         examples = load_examples(data, tokenizer=tokenizer) if isinstance(data, str) else data

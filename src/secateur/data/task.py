@@ -10,7 +10,8 @@ from secateur.data.chat import ChatUse
 from secateur.data.examples import Examples, load_examples
 from secateur.data.tables import splits_of
 from secateur.data.tokens import TokenBatches, tokenize
-from secateur.errors import DataError, RequestError
+from secateur.errors import DataError
+from secateur.settings import check_at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,10 +71,7 @@ class TaskSettings:
     """Test examples, a seeded sample; all if null."""
 
     def __post_init__(self) -> None:
-        for name in ("num_train", "num_validation", "num_test"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} must be 1 or more, not {value}")
+        check_at_least(self, 1, "num_train", "num_validation", "num_test")
 
     def load(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task:
         """Load the three sets. An example that is tested or validated on is never trained on.

@@ -113,7 +113,7 @@ class Method(ABC):
 
         Args:
             decoder: the dense model's layers.
-            rows: the training examples, as `secateur.training.supervised.rows_of` makes them.
+            rows: the training examples, as `secateur.training.rows.rows_of` makes them.
             data: windows of the same text.
             drop: how many layers go.
             run: seed, precision, progress.

@@ -27,8 +27,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from secateur.data import TokenBatches
 from secateur.decoder import Activations, Decoder, evaluating
-from secateur.errors import RequestError, TrainingDivergedError
+from secateur.errors import TrainingDivergedError
 from secateur.progress import Progress, Silent
+from secateur.settings import check_above_zero, check_at_least, check_divides, check_shares
 from secateur.training.distillation import distillation_loss
 from secateur.training.lora import attach_lora
 from secateur.training.trainer import Advance, check_trainer_options, given_back, training_arguments
@@ -102,28 +103,14 @@ class RemovalTraining:
     """Further fields of transformers.TrainingArguments (activation_checkpointing, report_to, optim, save_steps, …)."""
 
     def __post_init__(self) -> None:
-        for name in ("lambda_2_ramp", "distil", "warmup", "fade_over"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise RequestError(f"{name} is a share, not {value:g}; choose 0..1")
-        for name in (
-            "sequences_per_step", "micro_batch", "lora_rank", "lora_alpha", "learning_rate", "partial_layers",
+        check_shares(self, "lambda_2_ramp", "distil", "warmup", "fade_over")
+        check_above_zero(
+            self, "sequences_per_step", "micro_batch", "lora_rank", "lora_alpha", "learning_rate", "partial_layers",
             "distil_temperature", "distil_top_k",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise RequestError(f"{name} must be above 0, not {value:g}")
-        for name in ("lambda_2", "weight_decay", "max_grad_norm", "steps"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if value < 0 or not math.isfinite(value):
-                raise RequestError(f"{name} must be 0 or more, not {value:g}")
+        )  # fmt: skip
+        check_at_least(self, 0, "lambda_2", "weight_decay", "max_grad_norm", "steps")
         check_trainer_options(self.trainer, also=[_RESUME])
-        if self.micro_batch and self.sequences_per_step % self.micro_batch:
-            raise RequestError(
-                f"micro_batch={self.micro_batch} does not divide sequences_per_step={self.sequences_per_step}"
-            )
+        check_divides(self, "micro_batch", "sequences_per_step")
 
     def num_steps(self, batches: TokenBatches) -> int:
         """Optimiser steps on these windows."""
