@@ -1,6 +1,6 @@
 """Decide, prepare, cut, recover if asked to, prove: the methods, the surgery and the evaluation, put together once.
 
-`prune` is what the command line runs; `elder` is the same for a model that is in memory already.
+`prune` is what the command line runs; `secateur.in_memory` does the same for a model that is in memory already.
 """
 
 from __future__ import annotations
@@ -39,11 +39,9 @@ from secateur.stages import (
     write_and_prove,
 )
 from secateur.surgery.checkpoint import check_output, new_directory
-from secateur.surgery.live import remove_layers_
-from secateur.training.precision import round_back_, to_float32_
 from secateur.training.recovery import Recovery, check_recovery
 
-__all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "elder", "num_to_drop", "prune", "score"]
+__all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "num_to_drop", "prune", "score"]
 
 logger = logging.getLogger(__name__)
 
@@ -196,56 +194,6 @@ def score(
     )
 
 
-def elder(
-    model: Any,
-    tokenizer: Any,
-    data: str | TokenBatches,
-    *,
-    drop: int | float,
-    seed: int = 0,
-    precision: str = "auto",
-    text: TextSettings | None = None,
-    progress: Progress | None = None,
-    **settings: Any,
-) -> PruningPlan:
-    """Prune a model in memory by ELDeR, in place: choose, prepare, cut.
-
-    Args:
-        model: a `transformers` causal language model.
-        tokenizer: its tokenizer.
-        data: calibration tokens, or a data SPEC.
-        drop: how many layers go, or which share of them.
-        seed: of everything random.
-        precision: of the passes: `auto`, `fp32`, `bf16`.
-        text: how much text to take where `data` is a SPEC.
-        progress: who watches.
-        settings: fields of `secateur.methods.elder.Elder`.
-
-    Returns:
-        The plan that was carried out.
-
-    Raises:
-        RequestError: if something asked for cannot be; the model is unchanged.
-        TrainingDivergedError: if the loss stops being finite; the model holds the last good weights, all layers in place.
-    """
-    from secateur.methods.elder import Elder
-
-    method = Elder.of(settings)
-    decoder = Decoder(model)
-    count = count_to_drop(drop, decoder.num_layers)
-    if isinstance(data, str):
-        data, _ = dataclasses.replace(text or TextSettings(data=data), data=data).load(tokenizer, seed)
-    context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress or Silent())
-    plan = method.plan(decoder, data, drop=count, run=context)
-    stored = to_float32_(model) if method.trains_weights(data) else []
-    try:
-        method.prepare_(decoder, data, plan, run=context)
-    finally:
-        round_back_(stored)
-    remove_layers_(model, plan.dropped)
-    return plan
-
-
 def _cost(
     method: Method,
     recovery: Recovery,
@@ -306,5 +254,4 @@ def _plan(
         )
     if target.layers is None:
         return method.plan(decoder, data, drop=num_to_drop(target, decoder), run=run), None
-    plan = PruningPlan(num_layers=decoder.num_layers, order=target.layers, method="given", options=method.options())
-    return plan, None
+    return method.given(target.layers, decoder.num_layers), None

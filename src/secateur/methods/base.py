@@ -121,6 +121,10 @@ class Method(ABC):
         """
         return self.plan(decoder, data, drop=drop, run=run)
 
+    def given(self, layers: Sequence[int], num_layers: int) -> PruningPlan:
+        """The plan of layers that somebody else chose, for this method to prepare."""
+        return PruningPlan(num_layers=num_layers, order=tuple(layers), method="given", options=self.options())
+
     def shortened(self, plan: PruningPlan, drop: int) -> PruningPlan:
         """The plan for `drop` layers that a plan of this method for as many or, where choices are nested, more contains."""
         return plan.prefix(drop)
