@@ -17,7 +17,8 @@ from secateur import stages, tuning
 from secateur.data.task import TaskSettings, windows_of
 from secateur.decoder import Decoder
 from secateur.errors import DataError, OutputError, PlanError, ProofError, RequestError
-from secateur.evaluation.tasks import paired_difference, task_score
+from secateur.evaluation.intervals import paired_difference
+from secateur.evaluation.tasks import task_score
 from secateur.methods.gradpruner import GradPruner
 from secateur.methods.shortgpt import ShortGPT
 from secateur.plan import PruningPlan

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,35 +97,32 @@ def prune(
     run = Stages(progress or Silent())
     check_output(out, overwrite=overwrite)
     loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    load_dense = partial(load_model, source, dtype=dtype, **loading)
     with PeakMemory() as memory:
         with run.stage("load"):
             tokenizer = load_tokenizer(source, **loading)
             data, held_out = text.load(tokenizer, seed)
-            model = load_model(source, dtype=dtype, **loading)
+            model = load_dense()
             decoder = Decoder(model)
         context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=run.progress)
         check_recovery(recovery, data, precision=context.precision)
         cost = _cost(method, recovery, target, decoder, data, held_out)
         run.progress.note(preflight(decoder, data, held_out, cost, context))
-
         about = describe_model(model, id=str(source), revision=revision)
         with run.stage("measure dense"):
             dense = quality(model, held_out, run.progress, "measuring the dense model's perplexity")
-            dense_texts = generations(model, tokenizer, prompts) if prompts else []
+            texts = {"dense": generations(model, tokenizer, prompts) if prompts else []}
         with run.stage("choose"):
             plan, budget = _plan(method, decoder, data, held_out, target, dense["perplexity"], context)
         run.progress.note(f"layers to drop: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
-        preparation = None
+        wide, preparation = dtype == "auto", None
         if method.prepares:
-            preparation = _prepared_(
-                method, decoder, tokenizer, plan, data, held_out, run, context, out, wide=dtype == "auto"
-            )
+            preparation = _prepared_(method, decoder, tokenizer, plan, data, held_out, run, context, out, wide=wide)
         metrics, recovered, recovery_report = {"dense": dense}, None, None
         if recovery.trains:
             recovered, metrics["cut"], recovery_report = cut_and_recover(
-                decoder, tokenizer, plan, data, held_out, recovery, run, context, out, wide=dtype == "auto",
-                load_dense=lambda: load_model(source, dtype=dtype, **loading),
-            )  # fmt: skip
+                decoder, tokenizer, plan, data, held_out, recovery, run, context, out, wide=wide, load_dense=load_dense
+            )
         with new_directory(out, overwrite=overwrite) as directory:
             with run.stage("cut and prove"):
                 proof, pruned_model = (
@@ -134,24 +132,24 @@ def prune(
                 )
             with run.stage("measure pruned"):
                 pruned = quality(pruned_model, held_out, run.progress, "measuring the pruned model's perplexity")
-                texts = generations(pruned_model, tokenizer, prompts) if prompts else []
+                texts["pruned"] = generations(pruned_model, tokenizer, prompts) if prompts else []
                 dense["size_bytes"], pruned["size_bytes"] = sizes(model, pruned_model, directory)
                 if speed:
                     add_speed(dense, pruned, model, pruned_model, run.progress)
             record = run_record(
-                command=list(command or sys.argv),
+                command=command or sys.argv,
                 model=about,
                 method={"name": method.name, "options": method.options()},
                 data=data.describe(),
                 eval_data=held_out.describe(),
-                dropped=list(plan.dropped),
-                scores=None if plan.scores is None else list(plan.scores),
+                dropped=plan.dropped,
+                scores=plan.scores,
                 budget=budget,
                 preparation=preparation,
                 proof=dataclasses.asdict(proof),
                 recovery=recovery_report,
                 metrics={**metrics, "pruned": pruned},
-                generations={"prompts": list(prompts), "dense": dense_texts, "pruned": texts},
+                generations={"prompts": list(prompts), **texts},
                 timings=run.seconds,
                 peak_memory_bytes=memory.bytes,
                 seed=seed,

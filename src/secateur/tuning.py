@@ -20,8 +20,9 @@ from secateur.data.examples import Examples
 from secateur.data.task import Task, TaskSettings, calibration_windows
 from secateur.decoder import Decoder, unwrapped
 from secateur.errors import ProofError
+from secateur.evaluation.intervals import TaskResult, paired_difference
 from secateur.evaluation.memory import PeakMemory
-from secateur.evaluation.tasks import Metric, TaskResult, paired_difference, task_score
+from secateur.evaluation.tasks import Metric, task_score
 from secateur.loading import autocast_dtype, load_model, load_tokenizer
 from secateur.methods import Method, Run, method_named
 from secateur.methods.gradpruner import GradPruner
@@ -143,12 +144,12 @@ def tune(
                         bench.metrics["dense"], bench.metrics["pruned"], asked.load_model(), proved, stages.progress
                     )
             record = run_record(
-                command=list(command or sys.argv),
+                command=command or sys.argv,
                 model=about,
                 method={"name": asked.method.name, "options": asked.method.options()},
                 data=bench.data.describe(),
-                dropped=list(plan.dropped),
-                scores=None if plan.scores is None else list(plan.scores),
+                dropped=plan.dropped,
+                scores=plan.scores,
                 preparation=preparation,
                 training={"settings": asdict(asked.tuning), **training},
                 adapter=asked.writes_adapter,
