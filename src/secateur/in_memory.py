@@ -111,12 +111,11 @@ def gradpruner(
     method, decoder = GradPruner.of(settings), Decoder(model)
     count = count_to_drop(drop, decoder.num_layers)
     run = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress or Silent())
-    length = (tuning or FineTuning()).max_length
     if isinstance(data, TokenBatches):
         rows, windows = rows_of_windows(data), data
     else:
         examples = load_examples(data, tokenizer=tokenizer) if isinstance(data, str) else data
-        rows = rows_of(examples, model, tokenizer, max_length=length)
+        rows = rows_of(examples, model, tokenizer, max_length=(tuning or FineTuning()).max_length)
         windows = calibration_windows(examples, model, tokenizer)
     if tuning is not None:
         check_fine_tuning(decoder, tuning, len(rows), validated=False, precision=run.precision)

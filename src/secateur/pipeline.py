@@ -115,9 +115,8 @@ def prune(
         with run.stage("choose"):
             plan, budget = _plan(method, decoder, data, held_out, target, dense["perplexity"], context)
         run.progress.note(f"layers to drop: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
-        wide, preparation = dtype == "auto", None
-        if method.prepares:
-            preparation = _prepared_(method, decoder, tokenizer, plan, data, held_out, run, context, out, wide=wide)
+        wide = dtype == "auto"
+        preparation = _prepared_(method, decoder, tokenizer, plan, data, held_out, run, context, out, wide=wide)
         metrics, recovered, recovery_report = {"dense": dense}, None, None
         if recovery.trains:
             recovered, metrics["cut"], recovery_report = cut_and_recover(
@@ -225,8 +224,10 @@ def _prepared_(
     out: str | Path,
     *,
     wide: bool,
-) -> dict[str, Any]:
-    """Prepare in place, and measure what the layers that go still do; the report."""
+) -> dict[str, Any] | None:
+    """Prepare in place, and measure what the layers that go still do; the report, None if the method prepares nothing."""
+    if not method.prepares:
+        return None
     with run.stage("prepare"):
         report = prepare_or_keep_(method, decoder, tokenizer, data, plan, context, out, wide=wide)
     with run.stage("measure before the cut"):

@@ -31,22 +31,8 @@ from secateur.progress import Progress, Silent
 from secateur.report.record import count_parameters, describe_model, directory_size, run_record
 from secateur.request import Pruned, Target, num_to_drop
 from secateur.resumption import open_work, resumable
-from secateur.stages import (
-    Stages,
-    add_speed,
-    check_cut,
-    duration,
-    tokens_per_second,
-    write_about,
-    write_and_prove,
-)
-from secateur.surgery.checkpoint import (
-    Proof,
-    bypassed_logits,
-    check_output,
-    new_directory,
-    save_checkpoint,
-)
+from secateur.stages import Stages, add_speed, check_cut, duration, tokens_per_second, write_about, write_and_prove
+from secateur.surgery.checkpoint import Proof, bypassed_logits, check_output, new_directory, save_checkpoint
 from secateur.surgery.live import remove_layers_
 from secateur.training.lora import gradient_checkpointing_quietly
 from secateur.training.precision import Stored, round_back_, to_float32_
