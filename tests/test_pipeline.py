@@ -25,7 +25,6 @@ from secateur.methods.elder import Elder
 from secateur.methods.shortgpt import ShortGPT
 from secateur.pipeline import Pruned, Target, TextSettings, prune, score
 from secateur.plan import PruningPlan
-from secateur.training.precision import round_back_, to_float32_
 
 FEW = {"first_steps": 2, "round_steps": 1, "joint_steps": 3, "steps": 2, "gate_sequences": 3, "sequences": 3}
 
@@ -330,14 +329,3 @@ def test_weights_stored_in_bfloat16_are_trained_in_float32_and_written_as_they_w
     before = load_model(half).model.layers[0].mlp.up_proj.weight
     moved = (pruned.model.layers[0].mlp.up_proj.weight != before).float().mean().item()
     assert moved > 0.4
-
-
-def test_float32_and_back_keeps_ties_and_buffers(tiny_checkpoint: Path) -> None:
-    model = load_model(tiny_checkpoint, dtype="bfloat16")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    stored = to_float32_(model)
-    assert all(weight.dtype is torch.float32 for weight in model.parameters())
-    round_back_(stored)
-    for name, value in model.state_dict().items():
-        assert value.dtype is before[name].dtype
-        assert torch.equal(value, before[name])

@@ -19,7 +19,7 @@ from secateur.plan import PruningPlan, count_to_drop
 from secateur.progress import Progress, Silent
 from secateur.request import TextSettings
 from secateur.surgery.live import remove_layers_
-from secateur.training.precision import round_back_, to_float32_
+from secateur.training.precision import in_float32
 from secateur.training.rows import rows_of, rows_of_windows
 from secateur.training.supervised import FineTuning, check_fine_tuning, fine_tune_
 
@@ -65,11 +65,8 @@ def elder(
         data, _ = dataclasses.replace(text or TextSettings(data=data), data=data).load(tokenizer, seed)
     context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress or Silent())
     plan = method.plan(decoder, data, drop=count, run=context)
-    stored = to_float32_(model) if method.trains_weights(data) else []
-    try:
+    with in_float32(model, wanted=method.trains_weights(data)):
         method.prepare_(decoder, data, plan, run=context)
-    finally:
-        round_back_(stored)
     remove_layers_(model, plan.dropped)
     return plan
 

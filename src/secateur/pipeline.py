@@ -40,7 +40,7 @@ from secateur.stages import (
     write_and_prove,
 )
 from secateur.surgery.checkpoint import Proof, bypassed_logits, check_output, new_directory, save_checkpoint
-from secateur.training.precision import round_back_, to_float32_
+from secateur.training.precision import in_float32
 from secateur.training.recovery import Recovery, check_recovery, recover_
 
 __all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "num_to_drop", "prune", "score"]
@@ -223,14 +223,8 @@ class _Workbench:
         decoder = self.decoder
         if target.is_budget:
             return plan_within_budget(
-                method,
-                decoder,
-                self.data,
-                self.held_out,
-                target=target,
-                dense_perplexity=dense_perplexity,
-                run=self.run,
-            )
+                method, decoder, self.data, self.held_out, target=target, dense_perplexity=dense_perplexity, run=self.run
+            )  # fmt: skip
         if target.layers is None:
             return method.plan(decoder, self.data, drop=num_to_drop(target, decoder), run=self.run), None
         return method.given(target.layers, decoder.num_layers), None
@@ -238,12 +232,12 @@ class _Workbench:
     def prepare_(self, method: Method, plan: PruningPlan) -> dict[str, Any]:
         """Prepare in place, and measure what the layers that go still do; the report."""
         decoder = self.decoder
-        with self.stages.stage("prepare"), self._kept_if_diverged(decoder.model, "all layers in place"):
-            stored = to_float32_(decoder.model) if self.wide and method.trains_weights(self.data) else []
-            try:
-                report = method.prepare_(decoder, self.data, plan, run=self.run)
-            finally:
-                round_back_(stored)
+        with (
+            self.stages.stage("prepare"),
+            self._kept_if_diverged(decoder.model, "all layers in place"),
+            in_float32(decoder.model, wanted=self.wide and method.trains_weights(self.data)),
+        ):
+            report = method.prepare_(decoder, self.data, plan, run=self.run)
         with self.stages.stage("measure before the cut"):
             gates = torch.full((decoder.num_layers,), method.final_gate())
             with decoder.gate(gates, layers=plan.dropped):

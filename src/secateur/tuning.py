@@ -35,7 +35,7 @@ from secateur.stages import Stages, add_speed, check_cut, duration, tokens_per_s
 from secateur.surgery.checkpoint import Proof, bypassed_logits, check_output, new_directory, save_checkpoint
 from secateur.surgery.live import remove_layers_
 from secateur.training.lora import gradient_checkpointing_quietly
-from secateur.training.precision import Stored, round_back_, to_float32_
+from secateur.training.precision import Stored, in_float32, round_back_, to_float32_
 from secateur.training.rows import Rows, rows_of
 from secateur.training.supervised import FineTuning, check_fine_tuning, fine_tune_
 
@@ -284,9 +284,8 @@ def _preflight(asked: _Asked, bench: _Workbench, decoder: Decoder) -> str:
 def _tune_dense(asked: _Asked, bench: _Workbench, work: Path) -> None:
     """Fine-tune the dense model alike, and measure it; its checkpoints are kept for a run that is resumed."""
     model = asked.load_model()
-    stored = to_float32_(model) if asked.wide else []
-    tuned, training = bench.fine_tune_(model, work, "fine-tuning the dense model")
-    round_back_(stored)
+    with in_float32(model, wanted=asked.wide):
+        tuned, training = bench.fine_tune_(model, work, "fine-tuning the dense model")
     bench.measure("dense_tuned", tuned, "measuring the dense model, fine-tuned")
     bench.metrics["dense_tuned"]["training"] = training
 

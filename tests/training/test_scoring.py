@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_up import made_up_rows
+from made_up_rows import made_up_rows
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 

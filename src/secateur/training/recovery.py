@@ -21,7 +21,7 @@ from secateur.decoder import Decoder
 from secateur.errors import RequestError
 from secateur.progress import Progress
 from secateur.settings import check_above_zero, check_at_least, check_choices, check_divides
-from secateur.training.precision import round_back_, to_float32_
+from secateur.training.precision import in_float32
 from secateur.training.removal import RemovalTraining, removal_arguments, train_towards_removal_
 from secateur.training.trainer import check_trainer_options
 
@@ -231,21 +231,12 @@ def recover_(
     start = time.monotonic()
     report: dict[str, Any] = {"steps": 0, "tokens": 0, "losses": []}
     if settings.trains:
-        stored = to_float32_(decoder.model) if wide and settings.recover != "lora" else []
-        try:
+        with in_float32(decoder.model, wanted=wide and settings.recover != "lora"):
             report = train_towards_removal_(
-                decoder,
-                (),
-                _in_order(data, windows, seed),
-                settings=_training(settings),
-                teacher=teacher if settings.needs_teacher else None,
-                precision=precision,
-                seed=seed,
-                progress=progress,
+                decoder, (), _in_order(data, windows, seed), settings=_training(settings),
+                teacher=teacher if settings.needs_teacher else None, precision=precision, seed=seed, progress=progress,
                 description="recovering",
-            )
-        finally:
-            round_back_(stored)
+            )  # fmt: skip
     return {
         "kind": settings.recover,
         "rate": settings.rate,
