@@ -14,11 +14,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from secateur.errors import ModelError
 
-__all__ = ["StoredTensor", "copy_file", "file_size", "quoted", "read_header", "read_json", "reading", "write_shard"]
+__all__ = [
+    "Bytes",
+    "StoredTensor",
+    "copy_file",
+    "file_size",
+    "quoted",
+    "read_header",
+    "read_json",
+    "reading",
+    "write_shard",
+]
 
 _MAX_HEADER = 100_000_000
 """Bytes; the format's own limit, which also bounds every other JSON file read here."""
@@ -55,6 +65,33 @@ class StoredTensor:
 
     num_bytes: int
     """Its length."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, a megabyte at a time.
+
+        Raises:
+            ModelError: if the file cannot be read any more.
+        """
+        return _chunks(self.file, self.start, self.num_bytes)
+
+
+class Bytes(Protocol):
+    """A tensor whose bytes come a megabyte at a time, wherever from."""
+
+    @property
+    def dtype(self) -> str:
+        """As a header spells it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its length."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes: a megabyte each, the last what is left."""
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -120,13 +157,13 @@ def _is_count(number: Any) -> bool:
 
 
 def write_shard(
-    path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str], done: Callable[[int], None]
+    path: Path, tensors: Mapping[str, Bytes], metadata: Mapping[str, str], done: Callable[[int], None]
 ) -> None:
-    """Write a safetensors file whose tensors are copied from where they are stored, a megabyte at a time.
+    """Write a safetensors file whose tensors are copied from where they are stored, or computed, a megabyte at a time.
 
     Args:
         path: the new file.
-        tensors: name in the new file → where the bytes are now.
+        tensors: name in the new file → where the bytes come from.
         metadata: words to keep in the header.
         done: told 1 after each tensor.
 
@@ -150,7 +187,8 @@ def write_shard(
     with path.open("wb") as out:
         out.write(len(raw).to_bytes(8, "little") + raw)
         for name in names:
-            _copy_bytes(tensors[name].file, tensors[name].start, tensors[name].num_bytes, out)
+            for chunk in tensors[name].chunks():
+                out.write(chunk)
             done(1)
 
 
@@ -163,20 +201,21 @@ def copy_file(source: Path, target: Path) -> None:
     """
     size = file_size(source)
     with target.open("wb") as out:
-        _copy_bytes(source, 0, size, out)
+        for chunk in _chunks(source, 0, size):
+            out.write(chunk)
 
 
-def _copy_bytes(source: Path, start: int, count: int, out: BinaryIO) -> None:
+def _chunks(source: Path, start: int, count: int) -> Iterator[bytes]:
     with reading(source):
         file = source.open("rb")
         file.seek(start)
     with file:
         while count:
-            with reading(source):  # around the reading only: an error of writing has another cause and remedy
+            with reading(source):
                 chunk = file.read(min(count, _CHUNK))
             if not chunk:
-                raise _damaged(source, "it became shorter while it was copied")
-            out.write(chunk)
+                raise _damaged(source, "it became shorter while it was read")
+            yield chunk
             count -= len(chunk)
 
 
