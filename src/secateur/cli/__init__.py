@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "score", "prune", "tune", "cut", "carry", "eval", "bench", "compare")
+COMMANDS = ("demo", "score", "prune", "tune", "cut", "check", "carry", "eval", "bench", "compare")
 """Each a module here, with `SUMMARY`, `USAGE`, `add_options` and `run`."""
 
 _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
@@ -100,7 +100,7 @@ def _run(words: list[str]) -> int:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
     if not verbose:
         warnings.simplefilter("ignore")
-        for name in ("httpx", "huggingface_hub", "transformers", "datasets"):
+        for name in ("httpx", "huggingface_hub", "transformers", "datasets", "accelerate"):
             logging.getLogger(name).setLevel(logging.ERROR)
     from secateur.report.console import RichProgress
 

@@ -121,8 +121,9 @@ def cut_layout(
             if quantized and not _renumber_quantization_(cut_config, folder, [path, prefix], new_of):
                 _check_alike(folder, dense.model.get_submodule(path), tensors, prefix)
             return CutLayout(
-                config=cut_config, tensors=kept, prefix=prefix, path=path, model=dense.model, unread=cut.unexpected
-            )
+                config=cut_config, tensors=kept, prefix=prefix, path=path, model=dense.model,
+                unread=cut.unexpected | _known_as_unread(cut.model, kept),
+            )  # fmt: skip
         reasons.append(f"without those under '{prefix}', {reason}")
     raise UnsupportedModelError(
         f"the tensors of {folder} cannot be cut to {len(new_of)} layers: {reasons[0]}; prune the loaded model instead"
@@ -253,6 +254,12 @@ def _loader(folder: Path, config: Any, trust_remote_code: bool) -> Callable[[Any
         )
 
     return load
+
+
+def _known_as_unread(model: Any, names: Collection[str]) -> frozenset[str]:
+    """Tensors of older checkpoints that a family knows it has no place for, and does not report."""
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
+    return frozenset(name for name in names if any(re.search(pattern, name) for pattern in patterns))
 
 
 def _list_that_shrank(dense: nn.Module, cut: nn.Module, before: int, after: int) -> str:

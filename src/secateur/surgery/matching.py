@@ -1,0 +1,140 @@
+"""Which layer of one checkpoint a layer of another is: by the bytes of its tensors, a megabyte at a time.
+
+A layer that was only moved has the very tensors that it had. One that was trained or merged has not; it is then held to be the
+layer whose values are nearest, if they are near: the weights of two layers have nothing in common, so that the distance
+between them is about √2 of their size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.progress import Progress, Silent
+from secateur.surgery.layout import layer_in
+from secateur.surgery.shards import Bytes
+
+__all__ = ["FLOATS", "Match", "layers_under", "match_layers", "same_tensor"]
+
+FLOATS = {
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+"""Dtypes whose values can be computed with, by their names in a header."""
+
+_NEAR = 0.8
+"""Distance, as a share of the size, up to which values come from others."""
+
+Layer = Mapping[str, Bytes]
+"""The tensors of a layer, by their names within it."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a layer of the pruned checkpoint is."""
+
+    source: int | None
+    """The layer of the dense one; None if it is like none."""
+
+    exact: bool
+    """Whether all tensors that both have are the same."""
+
+
+def layers_under(tensors: Mapping[str, Bytes], prefix: str) -> list[dict[str, Bytes]]:
+    """The layers whose tensors stand under a prefix such as `model.layers`, each with the names within it."""
+    found: dict[int, dict[str, Bytes]] = {}
+    for name, tensor in tensors.items():
+        before, layer = layer_in(name)
+        if layer is not None and before == prefix:
+            found.setdefault(layer, {})[name.removeprefix(f"{prefix}.{layer}.")] = tensor
+    return [found[layer] for layer in range(len(found))]
+
+
+def match_layers(
+    dense: Sequence[Layer],
+    pruned: Sequence[Layer],
+    *,
+    claimed: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> list[Match]:
+    """For each layer of the pruned checkpoint, the layer of the dense one that it is.
+
+    Of equal layers the first after the one before is meant, as if the order was kept.
+
+    Args:
+        dense: its layers.
+        pruned: the others.
+        claimed: the layers that they are said to be, which are tried first, and believed where tensors were changed.
+        progress: told of each layer.
+    """
+    matches: list[Match] = []
+    after = 0
+    with (progress or Silent()).track("comparing the layers", len(pruned)) as advance:
+        for number, layer in enumerate(pruned):
+            order = [*range(after, len(dense)), *range(after)]
+            if claimed is not None:
+                order = sorted(order, key=lambda source: source != claimed[number])
+            match = next((Match(source, True) for source in order if _same_layer(dense[source], layer)), None)
+            if match is None and claimed is not None:
+                match = Match(claimed[number], False)
+            matches.append(match or Match(_nearest(dense, layer, order), False))
+            if (source := matches[-1].source) is not None:
+                after = source + 1
+            advance(1)
+    return matches
+
+
+def same_tensor(one: Bytes, other: Bytes) -> bool:
+    """Whether `other` is `one`, bit for bit; in another floating-point dtype, whether it is `one` rounded to that."""
+    if one.shape != other.shape:
+        return False
+    if one.dtype == other.dtype:
+        return all(a == b for a, b in zip(one.chunks(), other.chunks(), strict=True))
+    if one.dtype not in FLOATS or other.dtype not in FLOATS:
+        return False
+    return all(torch.equal(a.to(b.dtype), b) for a, b in _aligned(one, other))
+
+
+def _same_layer(one: Layer, other: Layer) -> bool:
+    """By the tensors that both have; one may have more that no model reads."""
+    shared = one.keys() & other.keys()
+    return bool(shared) and all(same_tensor(one[name], other[name]) for name in shared)
+
+
+def _nearest(dense: Sequence[Layer], layer: Layer, order: Collection[int]) -> int | None:
+    """The layer that has most tensors in common with this one, and of those the one whose values are nearest."""
+    best, found = (1, 0.0), None
+    for source in order:
+        distances = [_distance(dense[source][name], layer[name]) for name in dense[source].keys() & layer.keys()]
+        same, distance = -distances.count(0), sum(distances) / max(len(distances), 1)
+        if distance < _NEAR and (same, distance) < best:
+            best, found = (same, distance), source
+    return found
+
+
+def _distance(one: Bytes, other: Bytes) -> float:
+    """`|other − one| / |one|` over the first megabyte."""
+    if one.shape != other.shape or one.dtype not in FLOATS or other.dtype not in FLOATS:
+        return 0.0 if same_tensor(one, other) else 1.0
+    a, b = next(_aligned(one, other), (torch.zeros(1), torch.zeros(1)))
+    size = torch.linalg.vector_norm(a.double()).item()
+    difference = torch.linalg.vector_norm(b.double() - a.double()).item()
+    return difference / size if size else (math.inf if difference else 0.0)
+
+
+def _aligned(one: Bytes, other: Bytes) -> Iterator[tuple[Tensor, Tensor]]:
+    """The values of two tensors of one shape, piece by piece, as many of each at a time."""
+    wide = max(FLOATS[one.dtype].itemsize, FLOATS[other.dtype].itemsize)
+    yield from zip(_values(one, wide), _values(other, wide), strict=True)
+
+
+def _values(tensor: Bytes, wide: int) -> Iterator[Tensor]:
+    """Values in pieces of a megabyte of the wider dtype."""
+    dtype = FLOATS[tensor.dtype]
+    pieces = wide // dtype.itemsize  # of a chunk of the narrower
+    for chunk in tensor.chunks():
+        values = torch.frombuffer(bytearray(chunk), dtype=dtype)
+        yield from values.split(max(1, 2**20 // dtype.itemsize // pieces))
