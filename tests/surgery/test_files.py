@@ -493,9 +493,10 @@ def test_a_plan_for_another_depth_is_refused(dense):
     expect_refusal(PlanError, "plan is for a model of 8 layers.*has 6", dense, PruningPlan(num_layers=8, order=(1,)))
 
 
-def test_a_plan_that_merges_is_refused(dense):
-    plan = PruningPlan(num_layers=6, order=(2, 3), merges={3: 1})
-    expect_refusal(PlanError, "merges layer 3.*prune the loaded model", dense, plan)
+def test_a_plan_that_merges_by_more_than_weights_is_refused_with_what_can_be_done(dense):
+    plan = PruningPlan(num_layers=6, order=(2, 3), merges={3: 1}, method="gradpruner")
+    words = "merges layer 3 by gradpruner, which takes gradients.*prune or tune, or .*--layers 2,3"
+    expect_refusal(PlanError, words, dense, plan)
 
 
 @pytest.mark.parametrize("size", ["5 apples", "", "nanGB", "-1GB", 0, -5, None, 2.5], ids=repr)

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from secateur.errors import ModelError, PlanError
+from secateur.errors import ModelError, PlanError, RequestError
 from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
-from secateur.surgery.layout import CutLayout, cut_layout, layer_paths
-from secateur.surgery.matching import Match, layers_under, match_layers, same_tensor
+from secateur.surgery.folding import folded
+from secateur.surgery.layout import CutLayout, cut_layout, layer_paths, layers_under
+from secateur.surgery.matching import Match, match_layers, same_tensor
 from secateur.surgery.running import Outcome, run_pair
-from secateur.surgery.shards import StoredTensor, quoted
+from secateur.surgery.shards import Bytes, StoredTensor, quoted
 from secateur.surgery.source import read_config, read_weights
 
 __all__ = ["Check", "Finding", "check_pair"]
@@ -111,7 +112,7 @@ def check_pair(
         layout = pair.compare_files(other, dropped, trust_remote_code, progress or Silent())
         if run:
             outcome = run_pair(
-                source.folder, other.folder, pair.dropped or (), path=layout.path, config=other.config,
+                source.folder, other.folder, None if pair.folded else pair.dropped, path=layout.path, config=other.config,
                 model=layout.model, num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
                 layer_by_layer=layer_by_layer, prompt_tokens=prompt_tokens, trust_remote_code=trust_remote_code,
             )  # fmt: skip
@@ -148,6 +149,7 @@ class _Pair:
     def __init__(self, source: _Side) -> None:
         self.source = source
         self.dropped: tuple[int, ...] | None = None
+        self.folded: frozenset[str] = frozenset()
         self.findings: list[Finding] = []
 
     def read(self, folder: Path, trust_remote_code: bool) -> _Side:
@@ -181,7 +183,13 @@ class _Pair:
         )
         self._check_order(matches, claim)
         layout = cut_layout(source.folder, source.config, source.tensors, self.dropped or (), trust_remote_code)
-        self._compare_tensors(other, layout, matches, roots)
+        wanted: Mapping[str, Bytes] = layout.tensors
+        if claim is not None and "folds" in claim.provenance:
+            try:
+                wanted, self.folded = folded(layout, source.tensors, claim)
+            except RequestError as error:
+                self._stop("layers", str(error))
+        self._compare_tensors(other, layout, wanted, matches, roots)
         self._compare_configs(layout.config, other.config)
         return layout
 
@@ -194,12 +202,17 @@ class _Pair:
         if outcome.refused is not None:
             self._stop("reload", outcome.refused)
         self._found("reload", True, "no weight is missing")
-        self._found(
-            "logits",
-            outcome.difference <= outcome.tolerance,
-            f"they differ by {outcome.difference:.3g} from those of the dense model with the layers bypassed, on "
-            f"{outcome.tokens} tokens; rounding explains {outcome.tolerance:.2g}",
-        )
+        if self.folded:
+            self._found(
+                "logits", None, "not those of the dense model with the layers bypassed, as layers are folded in"
+            )
+        else:
+            self._found(
+                "logits",
+                outcome.difference <= outcome.tolerance,
+                f"they differ by {outcome.difference:.3g} from those of the dense model with the layers bypassed, on "
+                f"{outcome.tokens} tokens; rounding explains {outcome.tolerance:.2g}",
+            )
         self._found(
             "generation",
             outcome.cache_gap <= outcome.tolerance,
@@ -276,10 +289,15 @@ class _Pair:
         self._found("layers", True, words)
 
     def _compare_tensors(
-        self, other: _Side, layout: CutLayout, matches: Sequence[Match], roots: tuple[str, str]
+        self,
+        other: _Side,
+        layout: CutLayout,
+        tensors: Mapping[str, Bytes],
+        matches: Sequence[Match],
+        roots: tuple[str, str],
     ) -> None:
         """Every tensor of one is a tensor of the other, and the same."""
-        wanted, found = _renamed(layout.tensors, *roots), other.tensors
+        wanted, found = _renamed(tensors, *roots), other.tensors
         unread = _renamed(dict.fromkeys(layout.unread), *roots)
         tied = tuple(getattr(layout.model, "all_tied_weights_keys", None) or ())
         missing = sorted(wanted.keys() - found.keys() - unread.keys())
@@ -299,6 +317,8 @@ class _Pair:
         else:
             rounded = sorted({found[name].dtype for name in both if found[name].dtype != wanted[name].dtype})
             how = f"rounded to {', '.join(rounded)}" if rounded else "bit for bit"
+            if self.folded:
+                how += f", {len(self.folded)} of them with layers folded in as the plan says"
             self._found("tensors", True, f"all {len(both)} are those of the dense model, {how}")
 
     def _compare_configs(self, wanted: Any, found: Any) -> None:
@@ -321,7 +341,7 @@ def _renamed(tensors: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
     return {f"{root}{name}": tensor for name, tensor in tensors.items()}
 
 
-def _doubled(tensor: StoredTensor, among: Mapping[str, StoredTensor]) -> bool:
+def _doubled(tensor: Bytes, among: Mapping[str, Bytes]) -> bool:
     """Whether a tensor is there under another name, as one that the head shares with the embedding may be."""
     return any(each.shape == tensor.shape and same_tensor(tensor, each) for each in among.values())
 

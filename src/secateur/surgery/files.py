@@ -1,13 +1,14 @@
 """Cutting a checkpoint file to file: layers leave, the bytes of all others are copied, and no weight is ever loaded.
 
 So a checkpoint may be larger than memory, and of any dtype: which tensor is whose is a matter of names and shapes (`layout`).
+What a plan folds into kept layers is computed on the way, a megabyte at a time (`folding`).
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from secateur.errors import OutputError, PlanError, RequestError
 from secateur.plan import PruningPlan, count_to_drop, write_json
 from secateur.progress import Progress, Silent
 from secateur.surgery.checkpoint import check_output, new_directory
+from secateur.surgery.folding import folded
 from secateur.surgery.layout import cut_layout, explained
-from secateur.surgery.shards import StoredTensor, copy_file, file_size, reading, write_shard
+from secateur.surgery.shards import Bytes, copy_file, file_size, reading, write_shard
 from secateur.surgery.source import INDEX, WEIGHTS, read_config, read_weights
 
 __all__ = ["CutReport", "check_apart", "companions", "cut_checkpoint"]
@@ -46,6 +48,9 @@ class CutReport:
 
     num_tensors: int
     """Tensors kept."""
+
+    num_folded: int
+    """Of these, those that layers which went are folded into."""
 
     num_bytes: int
     """Bytes of the weights kept."""
@@ -76,7 +81,8 @@ def cut_checkpoint(
 ) -> CutReport:
     """Write the safetensors checkpoint `source` without some decoder layers to `target`.
 
-    The memory needed does not grow with the weights. Every kept tensor is bit for bit what it was, under its new number.
+    The memory needed does not grow with the weights. Every kept tensor is bit for bit what it was, under its new number; or,
+    where a plan folds layers into it, what folding the loaded model gives.
 
     Args:
         source: a local checkpoint directory, with safetensors in one file or many.
@@ -90,8 +96,9 @@ def cut_checkpoint(
 
     Raises:
         ModelError: if the checkpoint is damaged or incomplete.
-        UnsupportedModelError: if its layers cannot be found in the files, or the result could not be described or loaded.
-        PlanError: if a layer does not exist, none would be left, or the plan is of another depth or merges layers.
+        UnsupportedModelError: if its layers cannot be found in the files, the result could not be described or loaded, or the
+            plan folds layers that differ or are quantised.
+        PlanError: if a layer does not exist, none would be left, or the plan is of another depth, or merges by more than weights.
         OutputError: if `target` cannot be written to.
         RequestError: if `max_shard_size` is not a size.
         WriteError: if writing fails half-way. On any of these errors, nothing is left at `target`.
@@ -103,7 +110,10 @@ def cut_checkpoint(
     num_layers = config.get_text_config(decoder=True).num_hidden_layers
     gone = _layers_to_drop(dropped, num_layers)
     layout = cut_layout(folder, config, tensors, gone, trust_remote_code)
-    kept = layout.tensors
+    kept: Mapping[str, Bytes] = layout.tensors
+    computed: Collection[str] = ()
+    if isinstance(dropped, PruningPlan):
+        kept, computed = folded(layout, tensors, dropped)
     shards, index = _split(kept, max_shard_size)
     copied, left = companions(folder, {"config.json", WEIGHTS, INDEX, *(each.file.name for each in tensors.values())})
     texts = _texts(folder, layout.config, copied)
@@ -124,6 +134,7 @@ def cut_checkpoint(
         dropped=tuple(gone),
         num_layers=num_layers,
         num_tensors=len(kept),
+        num_folded=len(computed),
         num_bytes=num_bytes,
         removed_bytes=sum(tensor.num_bytes for tensor in tensors.values()) - num_bytes,
         weights=tuple(shards),
@@ -150,11 +161,6 @@ def _layers_to_drop(dropped: Collection[int] | PruningPlan, num_layers: int) -> 
                 f"the plan is for a model of {dropped.num_layers} layers, and this one has {num_layers}; "
                 "give the model it was made on"
             )
-        if dropped.merges:
-            raise PlanError(
-                f"the plan merges layer {min(dropped.merges)} into another, which a cut from file to file cannot: "
-                "it computes nothing; prune the loaded model instead"
-            )
         return list(dropped.dropped)
     gone = sorted(set(dropped))
     count_to_drop(len(gone), num_layers)
@@ -176,7 +182,7 @@ def _texts(folder: Path, cut_config: Any, copied: Collection[str]) -> dict[str, 
     return texts
 
 
-def _split(tensors: dict[str, StoredTensor], max_shard_size: int | str) -> tuple[dict[str, list[str]], dict[str, Any]]:
+def _split(tensors: Mapping[str, Bytes], max_shard_size: int | str) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """The new files with the names of their tensors, and the index over them."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
@@ -184,7 +190,7 @@ def _split(tensors: dict[str, StoredTensor], max_shard_size: int | str) -> tuple
     if not words and not (isinstance(max_shard_size, int) and max_shard_size > 0):
         raise RequestError(f"cannot write files of at most {max_shard_size!r} bytes; give a size such as 5GB or 500MB")
     split = split_state_dict_into_shards_factory(
-        tensors,
+        dict(tensors),
         get_storage_size=lambda tensor: tensor.num_bytes,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,

@@ -24,9 +24,18 @@ from secateur.decoder import Decoder
 from secateur.errors import ModelError, SecateurError, UnsupportedModelError
 from secateur.loading import quiet_transformers
 from secateur.surgery.config import remove_layers_from_config_
-from secateur.surgery.shards import StoredTensor, quoted
+from secateur.surgery.shards import Bytes, StoredTensor, quoted
 
-__all__ = ["CutLayout", "cut_layout", "explained", "layer_in", "layer_paths", "new_numbers", "renumbered"]
+__all__ = [
+    "CutLayout",
+    "cut_layout",
+    "explained",
+    "layer_in",
+    "layer_paths",
+    "layers_under",
+    "new_numbers",
+    "renumbered",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +62,16 @@ def renumbered(name: str, paths: Collection[str], new_of: Mapping[int, int]) -> 
     if layer is None or prefix not in paths:
         return name
     return f"{prefix}.{new_of[layer]}{name.removeprefix(f'{prefix}.{layer}')}" if layer in new_of else None
+
+
+def layers_under(tensors: Mapping[str, StoredTensor], prefix: str) -> list[dict[str, Bytes]]:
+    """The layers whose tensors stand under a prefix such as `model.layers`, each with the names within it."""
+    found: dict[int, dict[str, Bytes]] = {}
+    for name, tensor in tensors.items():
+        before, layer = layer_in(name)
+        if layer is not None and before == prefix:
+            found.setdefault(layer, {})[name.removeprefix(f"{prefix}.{layer}.")] = tensor
+    return [found[layer] for layer in range(len(found))]
 
 
 # ---- find, then verify ------------------------------------------------------------------------------------------------

@@ -15,15 +15,9 @@ import torch
 from torch import Tensor
 
 from secateur.progress import Progress, Silent
-from secateur.surgery.layout import layer_in
-from secateur.surgery.shards import Bytes
+from secateur.surgery.shards import FLOATS, Bytes
 
-__all__ = ["FLOATS", "Match", "layers_under", "match_layers", "same_tensor"]
-
-FLOATS = {
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-}  # fmt: skip
-"""Dtypes whose values can be computed with, by their names in a header."""
+__all__ = ["Match", "match_layers", "same_tensor"]
 
 _NEAR = 0.8
 """Distance, as a share of the size, up to which values come from others."""
@@ -41,16 +35,6 @@ class Match:
 
     exact: bool
     """Whether all tensors that both have are the same."""
-
-
-def layers_under(tensors: Mapping[str, Bytes], prefix: str) -> list[dict[str, Bytes]]:
-    """The layers whose tensors stand under a prefix such as `model.layers`, each with the names within it."""
-    found: dict[int, dict[str, Bytes]] = {}
-    for name, tensor in tensors.items():
-        before, layer = layer_in(name)
-        if layer is not None and before == prefix:
-            found.setdefault(layer, {})[name.removeprefix(f"{prefix}.{layer}.")] = tensor
-    return [found[layer] for layer in range(len(found))]
 
 
 def match_layers(

@@ -61,7 +61,7 @@ class Outcome:
 def run_pair(
     dense: Path,
     pruned: Path,
-    dropped: Collection[int],
+    dropped: Collection[int] | None,
     *,
     path: str,
     config: Any,
@@ -76,7 +76,7 @@ def run_pair(
     Args:
         dense: the dense checkpoint.
         pruned: the other.
-        dropped: layers of the dense model.
+        dropped: layers of the dense model; None if the pruned one is to run alone.
         path: where the models keep their list of layers.
         config: of the pruned model.
         model: the dense model, on the meta device.
@@ -97,24 +97,25 @@ def run_pair(
             where = on_disk(model, path, Path(scratch, folder.name)) if from_disk else {}
             return Decoder(load_model(folder, **common, **where))
 
-        try:
-            expected = bypassed_logits(opened(dense), dropped, input_ids)
-        except ModelError as error:
-            raise ModelError(f"{error}; --files-only compares the files alone") from error
-        gc.collect()  # the dense model, before the other comes
+        expected = None
+        if dropped is not None:
+            try:
+                expected = bypassed_logits(opened(dense), dropped, input_ids)
+            except ModelError as error:
+                raise ModelError(f"{error}; --files-only compares the files alone") from error
+            gc.collect()  # the dense model, before the other comes
         try:
             decoder = opened(pruned)
         except ModelError as error:
             return Outcome(layer_by_layer=from_disk, refused=str(error))
-        allowed = tolerance(decoder.model.dtype, expected)
         new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
         found = bypassed_logits(decoder, (), input_ids)
-        same_shape = found.shape == expected.shape
+        comparable = expected is not None and found.shape == expected.shape
         return Outcome(
             layer_by_layer=from_disk,
             tokens=input_ids.numel(),
-            difference=(found - expected).abs().max().item() if same_shape else math.inf,
-            tolerance=allowed,
+            difference=(found - expected).abs().max().item() if comparable else math.inf,
+            tolerance=tolerance(decoder.model.dtype, found if expected is None else expected),
             generated_tokens=new_tokens,
             cache_gap=cache_gap(decoder, input_ids[:1, : max(1, prompt_tokens // 2)], new_tokens),
         )

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from secateur.errors import ModelError
 
 __all__ = [
+    "FLOATS",
     "Bytes",
     "StoredTensor",
     "copy_file",
@@ -45,6 +48,9 @@ _BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 """Bits an element, by the header's name of the dtype. Whatever the dtype, only bytes are copied."""
+
+FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+"""Dtypes whose values can be computed with."""
 
 
 @dataclass(frozen=True, kw_only=True)
