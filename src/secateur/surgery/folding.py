@@ -141,7 +141,7 @@ class FoldedTensor:
 
 
 def _fold_tensors(
-    layers: Sequence[Mapping[str, StoredTensor]], folds: Sequence[Fold], model_layers: Any
+    layers: Sequence[Mapping[str, Bytes]], folds: Sequence[Fold], model_layers: Any
 ) -> list[dict[str, Bytes]]:
     """The tensors of each layer after the folds, one after the other; those that are not matrices stay.
 

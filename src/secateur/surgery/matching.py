@@ -7,7 +7,7 @@ between them is about √2 of their size.
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +21,8 @@ __all__ = ["Match", "match_layers", "same_tensor"]
 
 _NEAR = 0.8
 """Distance, as a share of the size, up to which values come from others."""
+
+_FAR = 2.0
 
 Layer = Mapping[str, Bytes]
 """The tensors of a layer, by their names within it."""
@@ -92,21 +94,24 @@ def _nearest(dense: Sequence[Layer], layer: Layer, order: Collection[int]) -> in
     """The layer that has most tensors in common with this one, and of those the one whose values are nearest."""
     best, found = (1, 0.0), None
     for source in order:
-        distances = [_distance(dense[source][name], layer[name]) for name in dense[source].keys() & layer.keys()]
-        same, distance = -distances.count(0), sum(distances) / max(len(distances), 1)
-        if distance < _NEAR and (same, distance) < best:
-            best, found = (same, distance), source
+        shared = [(dense[source][name], layer[name]) for name in dense[source].keys() & layer.keys()]
+        distances = [_distance(one, other) for one, other in shared]
+        sizes = [other.num_bytes for _, other in shared]
+        distance = sum(map(operator.mul, distances, sizes)) / max(sum(sizes), 1)
+        if distance < _NEAR and (-distances.count(0), distance) < best:
+            best, found = (-distances.count(0), distance), source
     return found
 
 
 def _distance(one: Bytes, other: Bytes) -> float:
-    """`|other − one| / |one|` over the first megabyte."""
+    """`|other − one| / |one|` over the first megabyte, and 2 at most: also for what is no number."""
     if one.shape != other.shape or one.dtype not in FLOATS or other.dtype not in FLOATS:
-        return 0.0 if same_tensor(one, other) else 1.0
+        return 0.0 if same_tensor(one, other) else _FAR
     a, b = next(_aligned(one, other), (torch.zeros(1), torch.zeros(1)))
-    size = torch.linalg.vector_norm(a.double()).item()
-    difference = torch.linalg.vector_norm(b.double() - a.double()).item()
-    return difference / size if size else (math.inf if difference else 0.0)
+    if torch.equal(a, b):
+        return 0.0
+    distance = torch.linalg.vector_norm(b.double() - a.double()) / torch.linalg.vector_norm(a.double())
+    return min(distance.nan_to_num(_FAR).item(), _FAR)
 
 
 def _aligned(one: Bytes, other: Bytes) -> Iterator[tuple[Tensor, Tensor]]:
@@ -121,4 +126,4 @@ def _values(tensor: Bytes, wide: int) -> Iterator[Tensor]:
     pieces = wide // dtype.itemsize  # of a chunk of the narrower
     for chunk in tensor.chunks():
         values = torch.frombuffer(bytearray(chunk), dtype=dtype)
-        yield from values.split(max(1, 2**20 // dtype.itemsize // pieces))
+        yield from torch.split(values, max(1, 2**20 // dtype.itemsize // pieces))

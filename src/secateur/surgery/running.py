@@ -110,11 +110,13 @@ def run_pair(
             return Outcome(layer_by_layer=from_disk, refused=str(error))
         new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
         found = bypassed_logits(decoder, (), input_ids)
-        comparable = expected is not None and found.shape == expected.shape
+        difference = math.inf
+        if expected is not None and found.shape == expected.shape:
+            difference = (found - expected).abs().max().item()
         return Outcome(
             layer_by_layer=from_disk,
             tokens=input_ids.numel(),
-            difference=(found - expected).abs().max().item() if comparable else math.inf,
+            difference=difference,
             tolerance=tolerance(decoder.model.dtype, found if expected is None else expected),
             generated_tokens=new_tokens,
             cache_gap=cache_gap(decoder, input_ids[:1, : max(1, prompt_tokens // 2)], new_tokens),
