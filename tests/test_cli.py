@@ -24,6 +24,7 @@ from secateur import cli, pipeline, stages, tuning
 from secateur.cli import main
 from secateur.cli.words import parse_amount, parse_layers, with_underscores
 from secateur.errors import RequestError, TrainingDivergedError, WriteError
+from secateur.methods import METHODS
 from secateur.surgery.files import cut_checkpoint
 
 COMMANDS = ("demo", "score", "prune", "tune", "check", "eval", "bench", "compare")
@@ -390,7 +391,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_dashes_in_names_of_options_are_underscores_and_values_stay(typed: str, known: str) -> None:
-    assert with_underscores(typed) == known
+    assert with_underscores(typed, METHODS) == known
 
 
 @pytest.mark.parametrize(("text_", "amount"), [("8", 8), ("25%", 0.25), ("0.25", 0.25), (" 12.5% ", 0.125), ("+3", 3)])

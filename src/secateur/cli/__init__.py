@@ -13,7 +13,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -83,7 +83,8 @@ def _run(words: list[str]) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(COMMANDS)}"
         raise RequestError(f"unknown command '{words[0]}'; {hint}")
     parser = _parser(words[0])
-    plain = [with_underscores(word) for word in words[1:]]
+    methods = _methods_of(parser)
+    plain = [with_underscores(word, methods) for word in words[1:]]
     try:
         parsed = parser.parse_args(plain)
     except Exception as error:
@@ -138,6 +139,15 @@ def _parser(command: str) -> ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--verbose", action="store_true", help="say more on standard error")
     return parser
+
+
+def _methods_of(parser: ArgumentParser) -> Collection[str]:
+    """The methods that a command takes; those that take none need not import them, which costs a second and 100 MB."""
+    if "method" not in parser.get_defaults():
+        return ()
+    from secateur.methods import METHODS
+
+    return METHODS
 
 
 def _module(command: str) -> Any:
