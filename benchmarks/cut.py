@@ -113,7 +113,7 @@ def commands(
         config = {"slices": slices, "merge_method": "passthrough", "dtype": "bfloat16"}
         (root / "mergekit.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
         script = "import sys; from mergekit.scripts.run_yaml import main; sys.exit(main())"
-        options = [str(root / "mergekit.yaml"), out, "--out-shard-size", "2B", "--lazy-unpickle", "--no-copy-tokenizer"]
+        options = [str(root / "mergekit.yaml"), out, "--out-shard-size", "1B", "--lazy-unpickle", "--no-copy-tokenizer"]
         ways["mergekit"] = ([mergekit, "-c", script, *options], dense)
     return ways
 
