@@ -519,7 +519,9 @@ def test_a_plan_equals_its_layers(tiny_checkpoint, tmp_path):
     plan = PruningPlan(num_layers=6, order=(4, 1))
     assert cut_checkpoint(tiny_checkpoint, tmp_path / "plan", plan).dropped == (1, 4)
     cut_checkpoint(tiny_checkpoint, tmp_path / "layers", [4, 1, 4])
-    assert tree(tmp_path / "plan") == tree(tmp_path / "layers")
+    beside = tree(tmp_path / "plan")
+    assert PruningPlan.load(tmp_path / "plan" / "secateur" / "plan.json") == plan
+    assert {name: raw for name, raw in beside.items() if not name.startswith("secateur")} == tree(tmp_path / "layers")
 
 
 @pytest.mark.parametrize("dropped", [[], [6], [-1], [0, 9], range(6), range(7)], ids=str)

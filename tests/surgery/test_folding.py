@@ -113,8 +113,6 @@ def test_check_proves_a_folded_checkpoint_by_its_plan_and_names_a_bit_that_diffe
     source = save(build("llama"), tmp_path / "dense")
     plan, out = plan_of(NESTED), tmp_path / "out"
     cut_checkpoint(source, out, plan)
-    (out / "secateur").mkdir()
-    plan.save(out / "secateur" / "plan.json")
     check = check_pair(source, out)
     assert (check.proven, check.dropped) == (True, plan.dropped)
     holds = {finding.what: finding.holds for finding in check.findings}

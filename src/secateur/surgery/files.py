@@ -87,7 +87,7 @@ def cut_checkpoint(
     Args:
         source: a local checkpoint directory, with safetensors in one file or many.
         target: the new directory; it is there whole at the end, or not at all.
-        dropped: layers of the dense model, 0 the first; or a plan.
+        dropped: layers of the dense model, 0 the first; or a plan, which is kept in `secateur/plan.json`.
         overwrite: replace a checkpoint that is at `target`.
         max_shard_size: bytes of weights in one file; a number, or words such as `5GB`.
         dry_run: check everything and write nothing.
@@ -128,6 +128,9 @@ def cut_checkpoint(
                     write_shard(directory / name, {each: kept[each] for each in names}, metadata, advance)
             if len(shards) > 1:
                 write_json(directory / INDEX, index)
+            if isinstance(dropped, PruningPlan):  # where `check` and `carry` find what was folded, and the numbers
+                (directory / "secateur").mkdir()
+                dropped.save(directory / "secateur" / "plan.json")
     num_bytes = index["metadata"]["total_size"]
     return CutReport(
         target=out,
