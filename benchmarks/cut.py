@@ -4,11 +4,11 @@
     python benchmarks/cut.py tables                                          # rewrites the table in docs/checkpoints.md
 
 A Llama of random weights in bfloat16 is written to DIRECTORY in shards of 2 GB, and a quarter of its layers is cut from the
-middle. Each round does every way once, one after the other: `cp` of the files that `cut` made, `secateur cut`, and mergekit's
-passthrough merge, run by the PYTHON of an environment of its own. Before each way the source's pages are put out of the cache
-(`posix_fadvise`), so that all read from the disk, and after it the new files are synchronised to the disk, within the time.
-What a way needs in memory is the largest resident size of its process, sampled, with and without pages of files. What is
-written is deleted, DIRECTORY is left empty.
+middle. Each round does every way once, one after the other: `cp` of the files that `cut` made, `secateur cut`, the same with
+`--dry-run`, which is all but the copying, and mergekit's passthrough merge, run by the PYTHON of an environment of its own.
+Before each way the source's pages are put out of the cache (`posix_fadvise`), so that all read from the disk, and after it the
+new files are synchronised to the disk, within the time. What a way needs in memory is the largest resident size of its
+process, sampled, with and without pages of files. What is written is deleted, DIRECTORY is left empty.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def measure(root: Path, gigabytes: float, rounds: int, mergekit: str | None) -> 
                 print(number, way, found[way][-1], flush=True)
                 if way == "mergekit" and number == 0:
                     same_tensors(root / "same", root / "out")
-                shutil.rmtree(root / "out")
+                shutil.rmtree(root / "out", ignore_errors=True)
         write_json(
             RESULT,
             {
@@ -84,6 +84,7 @@ def measure(root: Path, gigabytes: float, rounds: int, mergekit: str | None) -> 
                 "shard_bytes": SHARD,
                 "rounds": found,
                 "threads": os.cpu_count(),
+                "real_time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR),
                 "load": os.getloadavg()[0],
                 "versions": versions() | ({"mergekit": version_of_mergekit(mergekit)} if mergekit else {}),
             },
@@ -99,14 +100,13 @@ def commands(
 ) -> dict[str, tuple[list[str], Path]]:
     """The way → its command, and the directory that it reads."""
     out = str(root / "out")
+    cut = [sys.executable, "-m", "secateur", "cut", str(dense), "--out", out, "--quiet", "--max-shard-size", "2GB",
+           "--layers", f"{dropped[0]}-{dropped[-1]}"]  # fmt: skip
     ways = {
         "cp": (["cp", "-r", str(root / "same"), out], root / "same"),
-        "cut": (
-            [sys.executable, "-m", "secateur", "cut", str(dense), "--out", out, "--quiet", "--max-shard-size", "2GB",
-             "--layers", f"{dropped[0]}-{dropped[-1]}"],
-            dense,
-        ),
-    }  # fmt: skip
+        "cut": (cut, dense),
+        "dry": ([*cut, "--dry-run"], dense),
+    }
     if mergekit:
         kept = [[0, dropped[0]], [dropped[-1] + 1, layers]]
         slices = [{"sources": [{"model": str(dense), "layer_range": each}]} for each in kept]
@@ -132,7 +132,7 @@ def timed(command: list[str], source: Path, out: Path) -> dict[str, float]:
     watcher.join()
     if code:
         raise SystemExit(f"{' '.join(command)} ended with {code}")
-    for path in out.iterdir():
+    for path in out.iterdir() if out.exists() else ():
         with path.open("rb") as file:
             os.fsync(file.fileno())
     return {"seconds": time.perf_counter() - start, **peak}
@@ -248,32 +248,35 @@ def version_of_mergekit(python: str) -> str:
 
 def table() -> str:
     result = json.loads(RESULT.read_text(encoding="utf-8"))
+    rounds, written = result["rounds"], result["written_bytes"]
+    of_cp = statistics.median(each["seconds"] for each in rounds["cp"])
+    copying = [{"seconds": a["seconds"] - b["seconds"]} for a, b in zip(rounds["cut"], rounds["dry"], strict=True)]
     rows = []
-    of_cp = statistics.median(each["seconds"] for each in result["rounds"]["cp"])
-    for way, rounds in result["rounds"].items():
-        seconds = statistics.median(each["seconds"] for each in rounds)
-        spread = f"{min(each['seconds'] for each in rounds):.1f} to {max(each['seconds'] for each in rounds):.1f}"
-        rows.append(
-            [
-                NAMES[way].format(**result["versions"]),
-                f"{seconds:.1f} ({spread})",
-                f"{result['written_bytes'] / seconds / 1e6:.0f}",
-                f"{of_cp / seconds:.2f}",
-                f"{max(each['resident_bytes'] for each in rounds) / 1e6:.0f}",
-                f"{max(each['anonymous_bytes'] for each in rounds) / 1e6:.0f}",
-            ]
-        )
+    for way, name in NAMES.items():
+        times = copying if way == "copying" else rounds.get(way, [])
+        if not times:
+            continue
+        seconds = [each["seconds"] for each in times]
+        median = statistics.median(seconds)
+        peaks = [f"{max(each[kind] for each in times) / 1e6:.0f}" if kind in times[0] else "" for kind in MEMORY]
+        speeds = ["", ""] if way == "dry" else [f"{written / median / 1e6:.0f}", f"{of_cp / median:.2f}"]
+        label = name.format(**result["versions"])
+        rows.append([label, f"{median:.1f} ({min(seconds):.1f} to {max(seconds):.1f})", *speeds, *peaks])
+    busy = ", before all other programs (`chrt -r 5`), as there were some" if result["real_time"] else ""
     return (
         f"{len(result['dropped'])} of {result['layers']} layers of a Llama of {result['dense_bytes'] / 1e9:.2f} GB in shards of "
-        f"2 GB, {result['written_bytes'] / 1e9:.2f} GB written; {len(rounds)} rounds, the ways in turn; "
-        f"{result['threads']} cores, load {result['load']:.1f}.\n\n" + markdown(HEAD, rows)
+        f"2 GB, {written / 1e9:.2f} GB written; {len(rounds['cp'])} rounds, the ways in turn; {result['threads']} cores, load "
+        f"{result['load']:.1f}{busy}.\n\n" + markdown(HEAD, rows)
     )
 
 
+MEMORY = ("resident_bytes", "anonymous_bytes")
 HEAD = ["way", "seconds: median (least to most)", "MB/s", "speed, of cp", "peak memory, MB", "of it not of files, MB"]
 NAMES = {
     "cp": "`cp -r` of the new files",
     "cut": "`secateur cut`",
+    "dry": "of it imports and checks (`--dry-run`)",
+    "copying": "of it copying",
     "mergekit": "mergekit {mergekit}, passthrough",
 }
 
