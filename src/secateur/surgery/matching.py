@@ -111,7 +111,7 @@ def _distance(one: Bytes, other: Bytes) -> float:
     if torch.equal(a, b):
         return 0.0
     distance = torch.linalg.vector_norm(b.double() - a.double()) / torch.linalg.vector_norm(a.double())
-    return min(distance.nan_to_num(_FAR).item(), _FAR)
+    return min(float(distance.nan_to_num(_FAR)), _FAR)
 
 
 def _aligned(one: Bytes, other: Bytes) -> Iterator[tuple[Tensor, Tensor]]:
