@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--mergekit", help="the python of an environment that has mergekit")
     options = parser.parse_args()
     if options.directory == "tables":
-        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), lambda _: table()), encoding="utf-8")
+        PAGE.write_text(made_anew(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         measure(Path(options.directory), options.gigabytes, options.rounds, options.mergekit)
         print(table())
@@ -244,6 +244,11 @@ def version_of_mergekit(python: str) -> str:
     script = "from importlib.metadata import version; print(version('mergekit'))"
     done = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True)  # noqa: S603
     return done.stdout.strip()
+
+
+def made_anew(page: str) -> str:
+    """The page with its table made from the result."""
+    return with_tables(page, lambda _: table())
 
 
 def table() -> str:
