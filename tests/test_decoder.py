@@ -12,6 +12,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from families.family_models import build as build_any
 from secateur.decoder import Decoder, evaluating
 from secateur.errors import PlanError, UnsupportedModelError
 from tiny_families import FAMILIES, build, logits, token_ids
@@ -79,20 +80,27 @@ def test_an_encoder_decoder_is_refused_as_such():
         Decoder(model)
 
 
-def test_the_decoder_half_of_an_encoder_decoder_is_found_by_its_own_count_or_refused():
+def test_the_decoder_half_of_an_encoder_decoder_is_found_by_its_own_count():
     config = BartConfig(
         vocab_size=64, d_model=16, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32,
     )  # fmt: skip
-    with pytest.raises(UnsupportedModelError) as caught:
-        Decoder(BartForCausalLM(config))
-    assert "\n" not in str(caught.value)
+    decoder = Decoder(BartForCausalLM(config))
+    assert (decoder.path, decoder.num_layers) == ("model.decoder.layers", 3)
 
 
-def test_layers_that_return_lists_are_refused_with_that_reason():
-    config = OpenAIGPTConfig(vocab_size=64, n_embd=16, n_layer=2, n_head=4, n_positions=32)
-    with pytest.raises(UnsupportedModelError, match="return list, not hidden states"):
-        Decoder(OpenAIGPTLMHeadModel(config))
+def test_a_layer_that_returns_a_list_is_bypassed_as_if_it_were_taken_out():
+    config = OpenAIGPTConfig(vocab_size=64, n_embd=16, n_layer=3, n_head=4, n_positions=32, initializer_range=0.3)
+    model = OpenAIGPTLMHeadModel(config).eval()
+    with Decoder(model).bypass([1]):
+        bypassed = logits(model, IDS)
+    del model.transformer.h[1]
+    assert torch.equal(logits(model, IDS), bypassed)
+
+
+def test_layers_that_hand_on_more_than_hidden_states_are_refused_with_that_reason():
+    with pytest.raises(UnsupportedModelError, match="return ReformerOutput, not hidden states"):
+        Decoder(build_any("reformer"))
 
 
 def test_a_module_without_a_configuration_is_refused():

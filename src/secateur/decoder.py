@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError, UnsupportedModelError
 
-__all__ = ["Activations", "Decoder", "GateKind", "evaluating", "unwrapped"]
+__all__ = ["Activations", "Decoder", "GateKind", "count_field", "evaluating", "unwrapped"]
 
 logger = logging.getLogger(__name__)
 
 GateKind = Literal["residual", "output"]
+
+_COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers")
+"""Fields that count decoder layers; the first that a configuration has is the one: others then count the encoder's."""
 
 _PROBE_TOKENS = 8
 _MISSING = object()
@@ -156,7 +159,12 @@ class Decoder:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} is an encoder-decoder; secateur cuts decoder-only causal language models"
             )
-        count = getattr(self.config, "num_hidden_layers", None)
+        count = getattr(self.config, count_field(self.config), None)
+        if not isinstance(count, int):
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__}: its configuration states no number of decoder layers; only models with one "
+                "stack of decoder layers can be pruned"
+            )
         lists = {
             name: module
             for name, module in self.model.named_modules()
@@ -219,11 +227,12 @@ class Decoder:
 
         def hook_of(layer: int) -> Callable[..., Any]:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-                self._tail = (None,) * (len(result) - 1) if isinstance(result, tuple) else None
+                several = isinstance(result, (tuple, list))
+                self._tail = (None,) * (len(result) - 1) if several else None
                 new = see(layer, _hidden_in(args, kwargs), _hidden_out(result))
                 if new is None:
                     return None
-                return (new, *result[1:]) if isinstance(result, tuple) else new
+                return (new, *result[1:]) if several else new
 
             return hook
 
@@ -246,8 +255,8 @@ def _hidden_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def _hidden_out(result: Any) -> Tensor:
-    hidden = result[0] if isinstance(result, tuple) and result else result
-    if not isinstance(hidden, Tensor):
+    hidden = result[0] if isinstance(result, (tuple, list)) and result else result
+    if not isinstance(hidden, Tensor) or hasattr(result, "_fields"):  # named parts: more than one is passed on
         raise UnsupportedModelError(f"its modules return {type(result).__name__}, not hidden states")
     return hidden
 
@@ -257,6 +266,12 @@ def _restore_forward(module: nn.Module, forward: Any) -> None:
         del module.forward
     else:
         module.forward = forward
+
+
+def count_field(config: Any) -> str:
+    """The field of a (text) configuration that says how many decoder layers there are."""
+    own = vars(config).keys() | config.attribute_map.keys()
+    return next((name for name in _COUNTS if name in own), "num_hidden_layers")
 
 
 def _text_config(model: Any) -> Any:

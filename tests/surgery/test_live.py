@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import secateur
+from families.family_models import build as build_any
 from secateur.decoder import Decoder
 from secateur.errors import PlanError, UnsupportedModelError
 from secateur.surgery.live import remove_layers_
@@ -143,7 +144,7 @@ def test_an_impossible_cut_is_refused_and_the_model_equals_what_it_was(tiny_mode
     assert snapshot(tiny_model) == before
 
 
-@pytest.mark.parametrize("dropped", [[0], [1, 2], [1, 4]], ids=str)
+@pytest.mark.parametrize("dropped", [[2, 3], [0, 2, 3]], ids=str)
 def test_a_broken_period_is_refused_and_the_model_equals_what_it_was(dropped):
     model = build("jamba")
     before = snapshot(model)
@@ -158,6 +159,49 @@ def test_a_whole_period_cut_equals_bypass_and_cached_equals_uncached():
     remove_layers_(model, [3, 4, 5])
     assert torch.equal(logits(model, IDS), expected)
     assert torch.equal(generate(model, cached=True), generate(model, cached=False))
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "dropped", "reason"),
+    [
+        ("diffllama", {}, [1], r"layer 2 would not be read again as it is: its self_attn.lambda_init would be 0\.3"),
+        ("beam", {}, [1], "computes other logits .* than with these layers bypassed"),
+        ("gemma3n_text", {}, [2], "a kept layer needs what one of them computes"),
+        ("bamba", {}, [1, 3, 5], "cannot use its cache, as it could before"),
+        ("zamba", {}, [3, 5], "cannot be built from the configuration of the layers that are kept"),
+    ],
+    ids=["built from its number", "computed with its number", "read by a later layer", "cache", "not built"],
+)
+def test_a_cut_that_would_be_wrong_is_refused_and_the_model_equals_what_it_was(family, fields, dropped, reason):
+    model = build_any(family, **fields)
+    before, dense = snapshot(model), logits(model, IDS)
+    with pytest.raises(UnsupportedModelError, match=reason) as caught:
+        remove_layers_(model, dropped)
+    assert "\n" not in str(caught.value)
+    assert snapshot(model) == before
+    assert torch.equal(logits(model, IDS), dense)
+
+
+def test_a_table_with_a_part_for_each_layer_keeps_the_parts_of_the_kept_layers():
+    model = build_any("gemma3n_text")
+    tables = ("embed_tokens_per_layer.weight", "per_layer_model_projection.weight")
+    dense = {name: model.model.get_parameter(name) for name in tables}
+    before = {name: table.detach().clone() for name, table in dense.items()}
+    remove_layers_(model, [0])
+    embedding, projection = (model.model.get_parameter(name) for name in tables)
+    assert torch.equal(embedding, before[tables[0]][:, 8:])
+    assert torch.equal(projection, before[tables[1]][8:])
+    assert (
+        model.model.embed_tokens_per_layer.embedding_dim == model.model.per_layer_model_projection.out_features == 5 * 8
+    )
+
+
+def test_modules_that_replaced_others_after_building_are_renumbered_as_well():
+    """BigBird puts in another attention, with a number of its own, when a text is short."""
+    model = build_any("big_bird")
+    logits(model, IDS)
+    remove_layers_(model, [0, 2])
+    assert [layer.attention.self.layer_idx for layer in model.bert.encoder.layer] == [0, 1, 2, 3]
 
 
 def test_a_companion_list_is_refused_and_the_model_equals_what_it_was(tiny_model):

@@ -22,7 +22,7 @@ from secateur.compare.config import Comparison, ModelChoice, slug
 from secateur.compare.reading import with_environment
 from secateur.compare.results import Results
 from secateur.data import TokenBatches
-from secateur.decoder import Decoder
+from secateur.decoder import Decoder, count_field
 from secateur.errors import ModelError, RequestError
 from secateur.evaluation.memory import PeakMemory
 from secateur.loading import autocast_dtype, load_config, load_model, load_tokenizer
@@ -61,7 +61,8 @@ class Workbench:
         Raises:
             ModelError: if that cannot be read.
         """
-        return int(self._config(model).get_text_config().num_hidden_layers)
+        text = self._config(model).get_text_config(decoder=True)
+        return int(getattr(text, count_field(text)))
 
     def text(self, model: ModelChoice, seed: int) -> tuple[TokenBatches, TokenBatches]:
         """Calibration and held-out windows, as this model's tokenizer makes them.

@@ -120,11 +120,14 @@ def describe_model(model: PreTrainedModel, *, id: str, revision: str | None = No
         id: its hub id or directory, as the user gave it.
         revision: the commit of the hub, if it came from there.
     """
+    from secateur.decoder import count_field
+
+    text = model.config.get_text_config(decoder=True)
     return {
         "id": id,
         "revision": revision or getattr(model.config, "_commit_hash", None),
         "config_sha256": config_sha256(model.config),
-        "num_layers": int(model.config.get_text_config().num_hidden_layers),
+        "num_layers": int(getattr(text, count_field(text))),
         "num_parameters": count_parameters(model),
     }
 
