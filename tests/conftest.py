@@ -80,3 +80,10 @@ def model() -> LlamaForCausalLM:
         max_position_embeddings=64,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--every-family runs what tests/families otherwise runs for some of each kind."""
+    parser.addoption(
+        "--every-family", action="store_true", help="try every family of transformers, not some of each kind"
+    )
