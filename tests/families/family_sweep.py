@@ -1,7 +1,7 @@
 """Each family of transformers' causal LM mapping, built tiny, cut in several ways, and held to the bypassed model.
 
 `python tests/families/family_sweep.py` runs all of them and writes docs/families.json and docs/families.md;
-`python tests/families/family_sweep.py llama gpt2` runs those and prints what came out.
+`python tests/families/family_sweep.py llama gpt2` runs those, prints what came out, and writes it into the record.
 """
 
 from __future__ import annotations
@@ -293,30 +293,35 @@ _MEANINGS = {
 
 
 def _row(outcome: Outcome) -> str:
-    refused = [(cut, words.partition(": ")[2]) for cut, words in outcome.cuts.items() if words.startswith("refused")]
-    reason = outcome.reason
-    if refused:
-        cuts = ", ".join(f"`{cut}`" for cut, _ in refused)
-        reason = f"{cuts}: {refused[0][1]}" if outcome.verdict == "some cuts" else refused[0][1]
-    reason = "; ".join(filter(None, [reason.removeprefix(f"{outcome.model_class}: "), outcome.note]))
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for cut, words in outcome.cuts.items():
+        if words != "right":
+            reason = (
+                words.partition(": ")[2].removeprefix(f"{outcome.model_class}: ").removesuffix("; drop other layers")
+            )
+            alike.setdefault(re.sub(r"[\d.]+|\[[^]]*\]", "", reason), []).append((cut, reason))
+    reasons = [
+        f"{', '.join(f'`{cut}`' for cut, _ in found)}: {found[0][1].removeprefix(f'{outcome.model_class} ')}"
+        for found in alike.values()
+    ]
+    reasons = [*filter(None, [outcome.reason.removeprefix(f"{outcome.model_class}: ")]), *reasons]
+    reason = "; ".join(filter(None, [*reasons, outcome.note]))
     fields = ", ".join(f"`{name}`" for name in outcome.fields)
     cells = f"`{outcome.model_type}`", outcome.model_class, outcome.verdict, fields, reason.replace("|", r"\|")
     return f"| {' | '.join(cells)} |"
 
 
 def main(types: Sequence[str]) -> None:
-    """Run the families named, or all and write the record and the page."""
-    outcomes = []
+    """Run the families named, or all, and write the record and the page."""
+    families = {each["model_type"]: each for each in recorded()["families"]} if types else {}
     for outcome in sweep(types or EVERY_TYPE):
-        outcomes.append(outcome)
-        print(f"{outcome.verdict:10} {outcome.model_type}", flush=True)  # noqa: T201
-        if types:
-            print(json.dumps(asdict(outcome), indent=2))  # noqa: T201
-    if not types:
-        families = [asdict(each) for each in sorted(outcomes, key=lambda each: each.model_type)]
-        record = {"transformers": transformers.__version__, "families": families}
-        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(page(record), encoding="utf-8")
+        families[outcome.model_type] = asdict(outcome)
+        print(  # noqa: T201
+            json.dumps(asdict(outcome), indent=2) if types else f"{outcome.verdict:10} {outcome.model_type}", flush=True
+        )
+    record = {"transformers": transformers.__version__, "families": [families[name] for name in sorted(families)]}
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(record), encoding="utf-8")
 
 
 if __name__ == "__main__":
