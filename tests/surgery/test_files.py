@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from families.family_models import build as build_any
 from secateur.decoder import Decoder
 from secateur.errors import (
     ModelError,
@@ -545,7 +546,13 @@ def test_a_size_that_is_none_is_refused(dense, size):
 
 
 def test_a_broken_period_is_refused(tmp_path):
-    expect_refusal(UnsupportedModelError, "attn_layer_period=3", save(build("jamba"), tmp_path / "dense"))
+    jamba = save(build("jamba"), tmp_path / "dense")
+    expect_refusal(UnsupportedModelError, "attn_layer_period=3", jamba, dropped=(2, 3))
+
+
+def test_layers_that_are_built_from_their_number_are_refused(tmp_path):
+    source = save(build_any("diffllama"), tmp_path / "dense")
+    expect_refusal(UnsupportedModelError, "layer 2 would not be read again as it is: its self_attn.lambda_init", source)
 
 
 # ---- checkpoints that do not fit their configuration --------------------------------------------------------------------

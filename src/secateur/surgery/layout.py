@@ -25,6 +25,7 @@ from secateur.errors import ModelError, SecateurError, UnsupportedModelError
 from secateur.loading import quiet_transformers
 from secateur.surgery.config import remove_layers_from_config_
 from secateur.surgery.shards import Bytes, StoredTensor, quoted
+from secateur.surgery.skeleton import changes_between
 
 __all__ = [
     "CutLayout",
@@ -137,6 +138,7 @@ def cut_layout(
         cut = load(cut_config, kept)
         path = _list_that_shrank(dense.model, cut.model, num_layers, len(new_of))
         if (reason := cut.differs_from(dense.renumbered([path, prefix], new_of))) is None:
+            changes_between(dense.model, cut.model, path, sorted(new_of))  # refuses what is built from its number
             if quantized and not _renumber_quantization_(cut_config, folder, [path, prefix], new_of):
                 _check_alike(folder, dense.model.get_submodule(path), tensors, prefix)
             return CutLayout(
