@@ -1,4 +1,4 @@
-"""`secateur cut`: remove layers file to file."""
+"""`secateur cut`: remove layers file to file, of a checkpoint or a GGUF file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "remove layers from a checkpoint, file to file: weights only, streamed, any size"
-USAGE = "CHECKPOINT --out DIR (--layers LIST | --plan FILE) [OPTIONS]"
+USAGE = "CHECKPOINT --out DIR|FILE.gguf (--layers LIST | --plan FILE) [OPTIONS]"
 
 
 def add_options(parser: ArgumentParser) -> None:
     """The options of this command."""
-    parser.add_argument("model", metavar="CHECKPOINT", help="local directory or hub id")
+    parser.add_argument("model", metavar="CHECKPOINT", help="local directory, hub id or GGUF file")
     parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
     parser.add_argument("--plan", type=str, help="a plan.json written by secateur")
     parser.add_argument("--max_shard_size", type=str, default="5GB", help="size of a file of weights at most")
@@ -35,20 +35,24 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     from secateur.plan import PruningPlan
     from secateur.report.comparison import format_bytes
     from secateur.surgery.files import cut_checkpoint
+    from secateur.surgery.gguf_files import cut_gguf, is_gguf
 
     if (options["layers"] is None) == (options["plan"] is None):
         raise RequestError("say which layers go with one of --layers and --plan")
     plan = None if options["plan"] is None else PruningPlan.load(options["plan"])
-    report = cut_checkpoint(
-        local_checkpoint(options["model"], revision=options["revision"]),
-        options["out"],
-        parse_layers(options["layers"]) if plan is None else plan,
-        overwrite=options["overwrite"],
-        max_shard_size=options["max_shard_size"],
-        dry_run=options["dry_run"],
-        trust_remote_code=options["trust_remote_code"],
-        progress=progress,
-    )
+    dropped = parse_layers(options["layers"]) if plan is None else plan
+    common = {"overwrite": options["overwrite"], "dry_run": options["dry_run"], "progress": progress}
+    if is_gguf(options["model"]):
+        report = cut_gguf(options["model"], options["out"], dropped, **common)
+    else:
+        report = cut_checkpoint(
+            local_checkpoint(options["model"], revision=options["revision"]),
+            options["out"],
+            dropped,
+            max_shard_size=options["max_shard_size"],
+            trust_remote_code=options["trust_remote_code"],
+            **common,
+        )
     if plan is not None and not report.num_folded and _changes_weights(plan.method):
         progress.note(f"{plan.method} also changes weights before the cut, which this does not; see secateur prune")
     if options["json"]:
@@ -63,7 +67,9 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     for name, files in (("weights", report.weights), ("copied", report.copied), ("left out", report.left)):
         if files:
             print(f"{name}: {', '.join(files)}")
-    if not options["dry_run"]:
+    if is_gguf(options["model"]) and not options["dry_run"]:
+        print(f"the pruned model is {options['out']}")
+    elif not options["dry_run"]:
         print(f"the pruned checkpoint is in {options['out']}; next: secateur eval {options['out']} --data SPEC")
 
 
