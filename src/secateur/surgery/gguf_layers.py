@@ -20,14 +20,16 @@ __all__ = ["BLOCK", "count_layers", "cut_entries"]
 BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,8})\.")
 """How the name of a block's tensor begins."""
 
-_UNIFORM = frozenset(
-    """arcee arctic bailingmoe bailingmoe2 bitnet bloom chameleon chatglm codeshell dbrx deci deepseek dots1 ernie4_5
-    ernie4_5-moe exaone falcon falcon-h1 gemma glm4 glm4moe gpt2 gptneox granite granitehybrid granitemoe grok grovemoe
-    hunyuan-dense hunyuan-moe internlm2 jais jais2 jamba kimi-linear lfm2 lfm2moe llama maincoder mamba mamba2 mimo2
-    minimax-m2 mistral3 mpt nemotron nemotron_h nemotron_h_moe olmo olmoe openelm orion pangu-embedded phi2 phi3 phimoe
-    plamo plamo2 plm qwen qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe refact seed_oss stablelm starcoder
-    starcoder2 step35 xverse""".split()
-)
+_UNIFORM = {
+    "arcee", "arctic", "bailingmoe", "bailingmoe2", "bitnet", "bloom", "chameleon", "chatglm", "codeshell", "dbrx",
+    "deci", "deepseek", "dots1", "ernie4_5", "ernie4_5-moe", "exaone", "falcon", "falcon-h1", "gemma", "glm4",
+    "glm4moe", "gpt2", "gptneox", "granite", "granitehybrid", "granitemoe", "grok", "grovemoe", "hunyuan-dense",
+    "hunyuan-moe", "internlm2", "jais", "jais2", "jamba", "kimi-linear", "lfm2", "lfm2moe", "llama", "maincoder",
+    "mamba", "mamba2", "mimo2", "minimax-m2", "mistral3", "mpt", "nemotron", "nemotron_h", "nemotron_h_moe", "olmo",
+    "olmoe", "openelm", "orion", "pangu-embedded", "phi2", "phi3", "phimoe", "plamo", "plamo2", "plm", "qwen",
+    "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "refact", "seed_oss", "stablelm",
+    "starcoder", "starcoder2", "step35", "xverse",
+}  # fmt: skip
 """Architectures whose layers differ in nothing but what the file says."""
 
 _PERIODS = {
@@ -156,13 +158,15 @@ def _cut_entry(entry: Entry, name: str, per_layer: dict[int, list[int]], kept: l
     if name in _THRESHOLDS:
         return entry.with_number(sum(layer < value for layer in kept))
     if name in _NAMED_PERIODS or name == "attention.sliding_window_pattern":
-        _check_period(f"{entry.name} = {value}", value, kept)
+        _check_period(f"{quoted(entry.name)} = {value}", value, kept)
     elif name in _FIRST:
         if kept[:value] != list(range(value)):
-            raise UnsupportedModelError(f"{entry.name} = {value}: the first {value} layers must stay; drop later ones")
+            raise UnsupportedModelError(
+                f"{quoted(entry.name)} = {value}: the first {value} layers must stay; drop later ones"
+            )
     elif value and name != "nextn_predict_layers" and _SPEAKS_OF_LAYERS.search(name):
         raise UnsupportedModelError(
-            f"{entry.name} = {value} speaks of layers in a way that a cut of a GGUF file cannot keep true; "
+            f"{quoted(entry.name)} = {value} speaks of layers in a way that a cut of a GGUF file cannot keep true; "
             "cut the checkpoint it was made from, and convert that"
         )
     return entry
@@ -173,7 +177,7 @@ def _cut_array(entry: Entry, name: str, per_layer: dict[int, list[int]]) -> Entr
         return entry
     if entry.length not in per_layer:
         raise UnsupportedModelError(
-            f"{entry.name} has {entry.length} numbers, one for each of what is not said; "
+            f"{quoted(entry.name)} has {entry.length} numbers, one for each of what is not said; "
             "cut the checkpoint it was made from, and convert that"
         )
     return entry.with_items(per_layer[entry.length])
