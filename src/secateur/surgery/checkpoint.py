@@ -18,6 +18,7 @@ from torch import Tensor
 from secateur.decoder import Decoder, evaluating
 from secateur.errors import ModelError, OutputError, ProofError, WriteError
 from secateur.loading import load_model, quiet_transformers
+from secateur.surgery.legacy import with_legacy_fields
 
 __all__ = [
     "Proof",
@@ -123,6 +124,8 @@ def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
     try:
         with quiet_transformers():
             model.save_pretrained(directory)
+            config = directory / "config.json"
+            config.write_text(with_legacy_fields(config.read_text(encoding="utf-8")), encoding="utf-8")
             if tokenizer is not None:
                 tokenizer.save_pretrained(directory)
     except SafetensorError as error:

@@ -136,8 +136,7 @@ def _write(source: Path, out: BinaryIO, dense: Header, cut: Header, done: Callab
         stored = StoredTensor(
             file=source, dtype=str(tensor.kind), shape=tensor.shape, start=tensor.start, num_bytes=tensor.num_bytes
         )
-        for chunk in stored.chunks():
-            out.write(chunk)
+        out.writelines(stored.chunks())
         out.write(b"\0" * (-tensor.num_bytes % cut.alignment))
         done(1)
 

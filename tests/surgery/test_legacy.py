@@ -1,0 +1,54 @@
+import json
+
+import pytest
+from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig, LlavaConfig, PhiConfig
+
+from secateur.surgery.files import cut_checkpoint
+from secateur.surgery.legacy import with_legacy_fields
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "rope_theta": 5e5}
+
+
+@pytest.mark.parametrize(
+    ("config", "fields"),
+    [
+        (LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 1e5}), {"rope_theta": 1e5}),
+        (
+            LlamaConfig(rope_parameters=YARN),
+            {"rope_theta": 5e5, "rope_scaling": {name: YARN[name] for name in YARN if name != "rope_theta"}},
+        ),
+        (
+            PhiConfig(rope_parameters={"rope_type": "default", "rope_theta": 2e4, "partial_rotary_factor": 0.25}),
+            {"rope_theta": 2e4, "partial_rotary_factor": 0.25},
+        ),
+    ],
+)
+def test_older_readers_find_the_rotary_fields_and_transformers_reads_the_same_as_before(tmp_path, config, fields):
+    text = with_legacy_fields(config.to_json_string())
+    raw = json.loads(text)
+    assert {name: raw[name] for name in fields} == fields
+    read = []
+    for each in (config.to_json_string(), text):
+        (tmp_path / "config.json").write_text(each)
+        read.append(AutoConfig.from_pretrained(tmp_path).to_dict())
+    assert read[1] == read[0]
+    assert read[1]["rope_parameters"] == config.to_dict()["rope_parameters"]
+
+
+def test_the_text_model_of_a_composite_one_gets_them_too():
+    config = LlavaConfig(text_config=LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 7e5}))
+    assert json.loads(with_legacy_fields(config.to_json_string()))["text_config"]["rope_theta"] == 7e5
+
+
+def test_what_older_readers_know_already_or_could_not_tell_is_left_as_it_is():
+    for text in (
+        Gemma3TextConfig().to_json_string(),
+        json.dumps({"rope_parameters": {"rope_theta": 3}, "rope_theta": 2}),
+        json.dumps({"hidden_size": 8, "rope_parameters": None}),
+    ):
+        assert with_legacy_fields(text) == text
+
+
+def test_a_cut_checkpoint_has_them(tiny_checkpoint, tmp_path):
+    cut_checkpoint(tiny_checkpoint, tmp_path / "cut", [1])
+    assert json.loads((tmp_path / "cut" / "config.json").read_text())["rope_theta"] == 10_000.0
