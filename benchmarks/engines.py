@@ -116,20 +116,12 @@ def of_xllamacpp(model: Path, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     server = xllamacpp.Server(settings)
     rows = []
     for end in range(1, len(ids)):
-        request = {
-            "prompt": ids[:end].tolist(),
-            "n_predict": 1,
-            "n_probs": 100_000,
-            "temperature": 1.0,
-            "cache_prompt": True,
-        }
-        answer = server.handle_completions(request)
-        answer = json.loads(answer) if isinstance(answer, str) else answer
-        row = np.full(1_000_000, -np.inf, dtype=np.float32)
-        for token in answer["completion_probabilities"][0]["top_logprobs"]:
-            row[token["id"]] = token["logprob"]
-        rows.append(row[: int(np.isfinite(row).nonzero()[0].max()) + 1])
-    return ids, normalised(np.stack(rows))
+        prompt = ids[:end].tolist()
+        answer = server.handle_completions({"prompt": prompt, "max_tokens": 1, "logprobs": 1_000_000, "temperature": 1.0})
+        found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        assert sorted(token["id"] for token in found) == list(range(len(found))), "not the whole vocabulary"
+        rows.append([token["logprob"] for token in sorted(found, key=lambda token: token["id"])])
+    return ids, normalised(np.array(rows))
 
 
 def of_optimum(model: Path, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,9 @@
 import json
 
 import pytest
-from transformers import AutoConfig, Gemma3TextConfig, LlamaConfig, LlavaConfig, PhiConfig
+from transformers import AutoConfig, AutoTokenizer, Gemma3TextConfig, LlamaConfig, LlavaConfig, PhiConfig
 
+from secateur.surgery.checkpoint import save_checkpoint
 from secateur.surgery.files import cut_checkpoint
 from secateur.surgery.legacy import with_legacy_fields
 
@@ -52,3 +53,18 @@ def test_what_older_readers_know_already_or_could_not_tell_is_left_as_it_is():
 def test_a_cut_checkpoint_has_them(tiny_checkpoint, tmp_path):
     cut_checkpoint(tiny_checkpoint, tmp_path / "cut", [1])
     assert json.loads((tmp_path / "cut" / "config.json").read_text())["rope_theta"] == 10_000.0
+
+
+def test_a_saved_tokenizer_has_a_class_that_older_readers_know_and_is_read_as_before(
+    tiny_model, tiny_tokenizer, tmp_path
+):
+    tiny_tokenizer.save_pretrained(tmp_path / "before")
+    assert "TokenizersBackend" in (tmp_path / "before" / "tokenizer_config.json").read_text()
+    (tmp_path / "saved").mkdir()
+    save_checkpoint(tiny_model, tiny_tokenizer, tmp_path / "saved")
+    raw = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert raw["tokenizer_class"] == "PreTrainedTokenizerFast"
+    before, saved = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("before", "saved"))
+    assert type(saved) is type(before)
+    assert saved("What is it?").input_ids == before("What is it?").input_ids
+    assert saved.init_kwargs.keys() == before.init_kwargs.keys()

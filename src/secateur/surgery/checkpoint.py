@@ -18,7 +18,7 @@ from torch import Tensor
 from secateur.decoder import Decoder, evaluating
 from secateur.errors import ModelError, OutputError, ProofError, WriteError
 from secateur.loading import load_model, quiet_transformers
-from secateur.surgery.legacy import with_legacy_fields
+from secateur.surgery.legacy import make_readable_before_5_
 
 __all__ = [
     "Proof",
@@ -124,10 +124,9 @@ def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
     try:
         with quiet_transformers():
             model.save_pretrained(directory)
-            config = directory / "config.json"
-            config.write_text(with_legacy_fields(config.read_text(encoding="utf-8")), encoding="utf-8")
             if tokenizer is not None:
                 tokenizer.save_pretrained(directory)
+        make_readable_before_5_(directory)
     except SafetensorError as error:
         raise WriteError(f"cannot write the weights ({error}); make room, or choose another --out") from error
     for file in directory.glob("*.safetensors"):  # the writer makes them private to the user; other files are not

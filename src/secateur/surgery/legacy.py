@@ -1,15 +1,27 @@
-"""Fields of a configuration that were elsewhere before transformers 5, written where older readers look for them.
+"""What is called otherwise since transformers 5, written so that older readers understand it as well.
 
 transformers 4, and engines with readers of their own, find the base of rotary positions beside `rope_parameters`, or take
 10,000 for it without a word. transformers 5 reads `rope_parameters` first, so that the old fields change nothing there.
+And they know no tokenizer of the class `TokenizersBackend`, which is another name of `PreTrainedTokenizerFast`.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-__all__ = ["with_legacy_fields"]
+__all__ = ["make_readable_before_5_", "with_legacy_fields"]
+
+
+def make_readable_before_5_(directory: Path) -> None:
+    """Change what transformers has just written to a checkpoint directory."""
+    config, tokenizer = directory / "config.json", directory / "tokenizer_config.json"
+    config.write_text(with_legacy_fields(config.read_text(encoding="utf-8")), encoding="utf-8")
+    if tokenizer.is_file():
+        text = tokenizer.read_text(encoding="utf-8")
+        new, old = '"tokenizer_class": "TokenizersBackend"', '"tokenizer_class": "PreTrainedTokenizerFast"'
+        tokenizer.write_text(text.replace(new, old), encoding="utf-8")
 
 
 def with_legacy_fields(text: str) -> str:
