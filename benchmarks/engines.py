@@ -6,8 +6,8 @@
 
 MODEL is a checkpoint directory, or a GGUF file, which transformers dequantises. `expect` writes the log-probabilities of
 every next token of a short text; `hold` compares those of the engine. ENGINE is one of `llama-cpp-python` and `xllamacpp`
-(both llama.cpp, for GGUF files), `optimum` (exports to ONNX and runs ONNX Runtime) and `transformers` (another version of
-it). Each engine needs an environment of its own, and this script needs numpy alone there.
+(both llama.cpp, for GGUF files), `optimum` (exports to ONNX and runs ONNX Runtime), `mlx` (on a CPU as well) and
+`transformers` (another version of it). Each engine needs an environment of its own, and this script needs numpy alone there.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def of_xllamacpp(model: Path, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows = []
     for end in range(1, len(ids)):
         prompt = ids[:end].tolist()
-        answer = server.handle_completions({"prompt": prompt, "max_tokens": 1, "logprobs": 1_000_000, "temperature": 1.0})
+        answer = server.handle_completions(
+            {"prompt": prompt, "max_tokens": 1, "logprobs": 1_000_000, "temperature": 1.0}
+        )
         found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         assert sorted(token["id"] for token in found) == list(range(len(found))), "not the whole vocabulary"
         rows.append([token["logprob"] for token in sorted(found, key=lambda token: token["id"])])
@@ -136,6 +138,14 @@ def of_optimum(model: Path, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ids, normalised(logits.float().numpy())
 
 
+def of_mlx(model: Path, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    import mlx.core as mx
+    from mlx_lm import load
+
+    loaded, _ = load(str(model))
+    return ids, normalised(np.array(loaded(mx.array(ids)[None])[0, :-1].astype(mx.float32)))
+
+
 def normalised(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -146,12 +156,14 @@ ENGINES = {
     "llama-cpp-python": of_llama_cpp_python,
     "xllamacpp": of_xllamacpp,
     "optimum": of_optimum,
+    "mlx": of_mlx,
 }
 PACKAGES = {
     "transformers": ["transformers", "torch"],
     "llama-cpp-python": ["llama-cpp-python"],
     "xllamacpp": ["xllamacpp"],
     "optimum": ["optimum-onnx", "onnxruntime", "transformers", "torch"],
+    "mlx": ["mlx", "mlx-lm"],
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_checkpoint, add_out, print_json
+from secateur.cli.options import add_checkpoint, add_format, add_out, converter_of, print_json
 from secateur.cli.words import parse_layers
 from secateur.errors import RequestError
 
@@ -17,15 +17,18 @@ __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 SUMMARY = "remove layers from a checkpoint, file to file: weights only, streamed, any size"
 USAGE = "CHECKPOINT --out DIR|FILE.gguf (--layers LIST | --plan FILE) [OPTIONS]"
 
+_SHARD = "5GB"
+
 
 def add_options(parser: ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("model", metavar="CHECKPOINT", help="local directory, hub id or GGUF file")
     parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
     parser.add_argument("--plan", type=str, help="a plan.json written by secateur")
-    parser.add_argument("--max_shard_size", type=str, default="5GB", help="size of a file of weights at most")
+    parser.add_argument("--max_shard_size", type=str, default=_SHARD, help="size of a file of weights at most")
     parser.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
     add_out(parser)
+    add_format(parser)
     add_checkpoint(parser)
 
 
@@ -34,6 +37,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     from secateur.loading import local_checkpoint
     from secateur.plan import PruningPlan
     from secateur.report.comparison import format_bytes
+    from secateur.surgery.convert import convert_to_gguf
     from secateur.surgery.files import cut_checkpoint
     from secateur.surgery.gguf_files import cut_gguf, is_gguf
 
@@ -41,8 +45,13 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         raise RequestError("say which layers go with one of --layers and --plan")
     plan = None if options["plan"] is None else PruningPlan.load(options["plan"])
     dropped = parse_layers(options["layers"]) if plan is None else plan
+    converter = converter_of(options)
     common = {"overwrite": options["overwrite"], "dry_run": options["dry_run"], "progress": progress}
     if is_gguf(options["model"]):
+        if converter or options["max_shard_size"] != _SHARD or options["revision"] or options["trust_remote_code"]:
+            raise RequestError(
+                "--format, --max-shard-size, --revision and --trust-remote-code have no effect on a GGUF file; leave them out"
+            )
         report = cut_gguf(options["model"], options["out"], dropped, **common)
     else:
         report = cut_checkpoint(
@@ -53,6 +62,8 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
             trust_remote_code=options["trust_remote_code"],
             **common,
         )
+        if converter and not options["dry_run"]:
+            progress.note(f"the same as a GGUF file: {convert_to_gguf(report.target, converter)}")
     if plan is not None and not report.num_folded and _changes_weights(plan.method):
         progress.note(f"{plan.method} also changes weights before the cut, which this does not; see secateur prune")
     if options["json"]:
