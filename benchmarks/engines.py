@@ -186,7 +186,7 @@ def tables() -> None:
             ]
         )
     header = ["model", "engine", "perplexity here", "there", "same best token", "KL divergence", "largest difference"]
-    table = markdown(header, rows)
+    table = markdown(header, rows, words=2)
     PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), lambda _: table), encoding="utf-8")
 
 

@@ -65,5 +65,5 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         command=words,
     )
     if converter:
-        convert_to_gguf(result.path, converter)
+        progress.note(f"the same as a GGUF file: {convert_to_gguf(result.path, converter)}")
     print_pruned(result, as_json=options["json"])

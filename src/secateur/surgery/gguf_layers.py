@@ -185,8 +185,8 @@ def _cut_array(entry: Entry, name: str, per_layer: dict[int, list[int]]) -> Entr
 
 def _check_unsaid(header: Header, architecture: str, num_layers: int, kept: list[int]) -> None:
     """What llama.cpp does with a layer because of its number, or because of how many there are, must stay the same."""
-    decided = _DECIDED_BY_COUNT.get(architecture, lambda _: None)
-    if decided(num_layers) != decided(len(kept)):
+    decided = _DECIDED_BY_COUNT.get(architecture)
+    if decided is not None and decided(num_layers) != decided(len(kept)):
         raise UnsupportedModelError(
             f"llama.cpp tells by the number of layers how a model of the architecture {architecture} is computed, and "
             f"would take one of {len(kept)} for another than one of {num_layers}; nothing in the file can say so"
