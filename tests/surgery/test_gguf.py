@@ -89,6 +89,7 @@ def write_gguf(
     texts=None,
     alignment=32,
     more=(),
+    split=None,
 ):
     """A llama of random weights by the gguf package's own writer, with only the given blocks of the dense one.
 
@@ -101,6 +102,9 @@ def write_gguf(
     writer.add_name("tiny ✂")
     for name, text in (texts or {}).items():
         writer.add_string(name, text)
+    if split:
+        writer.add_uint16("split.count", split[0])
+        writer.add_int32("split.tensors.count", split[1])
     writer.add_block_count(len(blocks))
     for name, (values, item) in (arrays or {}).items():
         writer.add_key_value(f"{arch}.{name}", [values[block] for block in blocks], GGUFValueType.ARRAY, item)
@@ -217,6 +221,13 @@ def test_a_file_of_version_2_stays_one(tmp_path, dense):
     expected = bytearray(write_gguf(tmp_path / "expected.gguf", KEPT).read_bytes())
     expected[4] = 2
     assert (tmp_path / "cut.gguf").read_bytes() == expected
+
+
+def test_a_file_joined_from_parts_goes_on_counting_its_tensors(tmp_path):
+    dense = write_gguf(tmp_path / "dense.gguf", arch="llama", split=(0, 3 + 9 * LAYERS))
+    cut_gguf(dense, tmp_path / "cut.gguf", DROPPED)
+    found = fields(tmp_path / "cut.gguf")
+    assert (found["split.count"], found["split.tensors.count"]) == (0, 3 + 9 * 3)
 
 
 def test_the_last_tensor_need_not_be_padded(tmp_path):
@@ -421,6 +432,8 @@ def test_the_command_cuts_a_file_as_the_function_does(tmp_path, dense, capsys):
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes() == expected
     assert main(words) == 2
     assert "is there already" in capsys.readouterr().err
+    assert main([*words, "--overwrite", "--max-shard-size", "1MB"]) == 2
+    assert "no effect on a GGUF file" in capsys.readouterr().err
 
 
 def test_only_a_gguf_file_is_replaced_and_never_the_source(tmp_path, dense):

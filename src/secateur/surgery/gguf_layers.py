@@ -21,7 +21,7 @@ BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,8})\.")
 """How the name of a block's tensor begins."""
 
 _UNIFORM = {
-    "arcee", "arctic", "bailingmoe", "bailingmoe2", "bitnet", "bloom", "chameleon", "chatglm", "codeshell", "dbrx",
+    "apertus", "arcee", "arctic", "bailingmoe", "bailingmoe2", "bitnet", "bloom", "chameleon", "chatglm", "codeshell", "dbrx",
     "deci", "deepseek", "dots1", "ernie4_5", "ernie4_5-moe", "exaone", "falcon", "falcon-h1", "gemma", "glm4",
     "glm4moe", "gpt2", "gptneox", "granite", "granitehybrid", "granitemoe", "grok", "grovemoe", "hunyuan-dense",
     "hunyuan-moe", "internlm2", "jais", "jais2", "jamba", "kimi-linear", "lfm2", "lfm2moe", "llama", "maincoder",
