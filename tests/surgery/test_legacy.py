@@ -2,6 +2,7 @@ import json
 
 import pytest
 from transformers import AutoConfig, AutoTokenizer, Gemma3TextConfig, LlamaConfig, LlavaConfig, PhiConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from secateur.surgery.checkpoint import save_checkpoint
 from secateur.surgery.files import cut_checkpoint
@@ -25,7 +26,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     ],
 )
 def test_older_readers_find_the_rotary_fields_and_transformers_reads_the_same_as_before(tmp_path, config, fields):
-    text = with_legacy_fields(config.to_json_string())
+    text = with_legacy_fields(config.to_json_string(), type(config))
     raw = json.loads(text)
     assert {name: raw[name] for name in fields} == fields
     read = []
@@ -38,16 +39,39 @@ def test_older_readers_find_the_rotary_fields_and_transformers_reads_the_same_as
 
 def test_the_text_model_of_a_composite_one_gets_them_too():
     config = LlavaConfig(text_config=LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 7e5}))
-    assert json.loads(with_legacy_fields(config.to_json_string()))["text_config"]["rope_theta"] == 7e5
+    assert json.loads(with_legacy_fields(config.to_json_string(), type(config)))["text_config"]["rope_theta"] == 7e5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_causal_configuration_is_read_as_without_the_old_fields(tmp_path):
+    helped = set()
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        for parameters in ({"rope_type": "default", "rope_theta": 777.0}, YARN | {"partial_rotary_factor": 0.5}):
+            read = []
+            try:
+                config = AutoConfig.for_model(name, rope_parameters=dict(parameters))
+                texts = [config.to_json_string(), with_legacy_fields(config.to_json_string(), type(config))]
+                for text in texts:
+                    (tmp_path / "config.json").write_text(text)
+                    read.append(AutoConfig.from_pretrained(tmp_path).to_dict())
+            except Exception:
+                assert not read, name  # what could be read can be read
+                continue
+            assert read[0] == read[1], name
+            if "rope_theta" in json.loads(texts[1]) and "rope_theta" not in json.loads(texts[0]):
+                helped.add(name)
+    assert {"llama", "mistral", "qwen2", "qwen3", "olmo2", "phi", "glm4", "mixtral"} <= helped
+    assert "gpt_neox" not in helped  # it would take the old fields for the new ones
 
 
 def test_what_older_readers_know_already_or_could_not_tell_is_left_as_it_is():
-    for text in (
-        Gemma3TextConfig().to_json_string(),
-        json.dumps({"rope_parameters": {"rope_theta": 3}, "rope_theta": 2}),
-        json.dumps({"hidden_size": 8, "rope_parameters": None}),
+    for text, kind in (
+        (Gemma3TextConfig().to_json_string(), Gemma3TextConfig),
+        (json.dumps({"rope_parameters": {"rope_theta": 3}, "rope_theta": 2}), LlamaConfig),
+        (json.dumps({"hidden_size": 8, "rope_parameters": None}), LlamaConfig),
+        (json.dumps({"hidden_size": "wide", "rope_parameters": {"rope_theta": 3}}), LlamaConfig),
     ):
-        assert with_legacy_fields(text) == text
+        assert with_legacy_fields(text, kind) == text
 
 
 def test_a_cut_checkpoint_has_them(tiny_checkpoint, tmp_path):

@@ -12,6 +12,8 @@ from secateur.errors import RequestError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from secateur.surgery.files import CutReport
+
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "remove layers from a checkpoint, file to file: weights only, streamed, any size"
@@ -36,7 +38,6 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
     from secateur.loading import local_checkpoint
     from secateur.plan import PruningPlan
-    from secateur.report.comparison import format_bytes
     from secateur.surgery.convert import convert_to_gguf
     from secateur.surgery.files import cut_checkpoint
     from secateur.surgery.gguf_files import cut_gguf, is_gguf
@@ -69,6 +70,13 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     if options["json"]:
         print_json({**dataclasses.asdict(report), "target": str(report.target)})
         return
+    _show(report, options)
+
+
+def _show(report: CutReport, options: dict[str, Any]) -> None:
+    """What was done, or would be, for people."""
+    from secateur.report.comparison import format_bytes
+
     folded = f" ({report.num_folded} with dropped layers folded in)" if report.num_folded else ""
     print(
         f"{'would drop' if options['dry_run'] else 'dropped'} layers {', '.join(map(str, report.dropped))} of "
@@ -78,9 +86,11 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     for name, files in (("weights", report.weights), ("copied", report.copied), ("left out", report.left)):
         if files:
             print(f"{name}: {', '.join(files)}")
-    if is_gguf(options["model"]) and not options["dry_run"]:
+    if options["dry_run"]:
+        return
+    if report.target.suffix == ".gguf":
         print(f"the pruned model is {options['out']}")
-    elif not options["dry_run"]:
+    else:
         print(f"the pruned checkpoint is in {options['out']}; next: secateur eval {options['out']} --data SPEC")
 
 

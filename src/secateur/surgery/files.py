@@ -179,7 +179,7 @@ def _texts(folder: Path, cut_config: Any, copied: Collection[str]) -> dict[str, 
     from transformers import GenerationConfig
 
     with explained(f"cannot write down the configuration of {folder}", "see the reason and mend its config.json"):
-        texts = {"config.json": with_legacy_fields(cut_config.to_json_string(use_diff=True))}
+        texts = {"config.json": with_legacy_fields(cut_config.to_json_string(use_diff=True), type(cut_config))}
         if _GENERATION not in copied:  # older checkpoints have them in config.json, from where reading removes them
             found = GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
             texts[_GENERATION] = found.to_json_string(use_diff=True)
