@@ -15,6 +15,7 @@ from secateur.plan import PruningPlan
 from secateur.surgery.check import check_pair
 from secateur.surgery.files import cut_checkpoint
 from secateur.surgery.folding import FoldedTensor, fold
+from secateur.surgery.legacy import make_readable_before_5_
 from secateur.surgery.live import remove_layers_
 from secateur.surgery.shards import StoredTensor
 from tiny_families import FAMILIES, build, token_ids
@@ -44,7 +45,9 @@ def live(model, plan, directory):
     """As `secateur prune` does it."""
     Laco().prepare_(Decoder(model), WINDOWS, plan)
     remove_layers_(model, plan.dropped)
-    return save(model, directory)
+    save(model, directory)
+    make_readable_before_5_(directory, type(model.config))
+    return directory
 
 
 def expect_the_same(one, other):

@@ -1,31 +1,36 @@
-"""`secateur cut`: remove layers file to file."""
+"""`secateur cut`: remove layers file to file, of a checkpoint or a GGUF file."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_checkpoint, add_out, print_json
+from secateur.cli.options import add_checkpoint, add_format, add_out, converter_of, print_json
 from secateur.cli.words import parse_layers
 from secateur.errors import RequestError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from secateur.surgery.files import CutReport
+
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "remove layers from a checkpoint, file to file: weights only, streamed, any size"
-USAGE = "CHECKPOINT --out DIR (--layers LIST | --plan FILE) [OPTIONS]"
+USAGE = "CHECKPOINT --out DIR|FILE.gguf (--layers LIST | --plan FILE) [OPTIONS]"
+
+_SHARD = "5GB"
 
 
 def add_options(parser: ArgumentParser) -> None:
     """The options of this command."""
-    parser.add_argument("model", metavar="CHECKPOINT", help="local directory or hub id")
+    parser.add_argument("model", metavar="CHECKPOINT", help="local directory, hub id or GGUF file")
     parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
     parser.add_argument("--plan", type=str, help="a plan.json written by secateur")
-    parser.add_argument("--max_shard_size", type=str, default="5GB", help="size of a file of weights at most")
+    parser.add_argument("--max_shard_size", type=str, default=_SHARD, help="size of a file of weights at most")
     parser.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")
     add_out(parser)
+    add_format(parser)
     add_checkpoint(parser)
 
 
@@ -33,27 +38,45 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
     from secateur.loading import local_checkpoint
     from secateur.plan import PruningPlan
-    from secateur.report.comparison import format_bytes
+    from secateur.surgery.convert import convert_to_gguf
     from secateur.surgery.files import cut_checkpoint
+    from secateur.surgery.gguf_files import cut_gguf, is_gguf
 
     if (options["layers"] is None) == (options["plan"] is None):
         raise RequestError("say which layers go with one of --layers and --plan")
     plan = None if options["plan"] is None else PruningPlan.load(options["plan"])
-    report = cut_checkpoint(
-        local_checkpoint(options["model"], revision=options["revision"]),
-        options["out"],
-        parse_layers(options["layers"]) if plan is None else plan,
-        overwrite=options["overwrite"],
-        max_shard_size=options["max_shard_size"],
-        dry_run=options["dry_run"],
-        trust_remote_code=options["trust_remote_code"],
-        progress=progress,
-    )
+    dropped = parse_layers(options["layers"]) if plan is None else plan
+    converter = converter_of(options)
+    common = {"overwrite": options["overwrite"], "dry_run": options["dry_run"], "progress": progress}
+    if is_gguf(options["model"]):
+        if converter or options["max_shard_size"] != _SHARD or options["revision"] or options["trust_remote_code"]:
+            raise RequestError(
+                "--format, --max-shard-size, --revision and --trust-remote-code have no effect on a GGUF file; leave them out"
+            )
+        report = cut_gguf(options["model"], options["out"], dropped, **common)
+    else:
+        report = cut_checkpoint(
+            local_checkpoint(options["model"], revision=options["revision"]),
+            options["out"],
+            dropped,
+            max_shard_size=options["max_shard_size"],
+            trust_remote_code=options["trust_remote_code"],
+            **common,
+        )
+        if converter and not options["dry_run"]:
+            progress.note(f"the same as a GGUF file: {convert_to_gguf(report.target, converter)}")
     if plan is not None and not report.num_folded and _changes_weights(plan.method):
         progress.note(f"{plan.method} also changes weights before the cut, which this does not; see secateur prune")
     if options["json"]:
         print_json({**dataclasses.asdict(report), "target": str(report.target)})
         return
+    _show(report, options)
+
+
+def _show(report: CutReport, options: dict[str, Any]) -> None:
+    """What was done, or would be, for people."""
+    from secateur.report.comparison import format_bytes
+
     folded = f" ({report.num_folded} with dropped layers folded in)" if report.num_folded else ""
     print(
         f"{'would drop' if options['dry_run'] else 'dropped'} layers {', '.join(map(str, report.dropped))} of "
@@ -63,7 +86,11 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     for name, files in (("weights", report.weights), ("copied", report.copied), ("left out", report.left)):
         if files:
             print(f"{name}: {', '.join(files)}")
-    if not options["dry_run"]:
+    if options["dry_run"]:
+        return
+    if report.target.suffix == ".gguf":
+        print(f"the pruned model is {options['out']}")
+    else:
         print(f"the pruned checkpoint is in {options['out']}; next: secateur eval {options['out']} --data SPEC")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_checkpoint",
+    "add_format",
     "add_loading",
     "add_method",
     "add_out",
     "add_recovery",
     "add_target",
     "check_file",
+    "converter_of",
     "loading_of",
     "method_of",
     "print_json",
@@ -89,6 +92,30 @@ def add_out(
     """The new directory."""
     parser.add_argument("--out", type=str, required=default is None, default=default, help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there, if it is a checkpoint")
+
+
+def add_format(parser: ArgumentParser) -> None:
+    """A GGUF file as well."""
+    parser.add_argument(
+        "--format", choices=["checkpoint", "gguf"], default="checkpoint",
+        help="gguf: llama.cpp's converter makes a model.gguf in the new checkpoint as well",
+    )  # fmt: skip
+    parser.add_argument("--converter", type=str, help="the command that runs llama.cpp's convert_hf_to_gguf.py")
+
+
+def converter_of(options: dict[str, Any]) -> Sequence[str] | None:
+    """The words that run the converter, if a GGUF file is asked for.
+
+    Raises:
+        RequestError: if there is none, or it would not be run.
+    """
+    from secateur.surgery.convert import find_converter
+
+    if options["format"] == "gguf":
+        return find_converter(options["converter"])
+    if options["converter"] is not None:
+        raise RequestError("--converter has no effect without --format gguf; add that, or leave it out")
+    return None
 
 
 def method_of(options: dict[str, Any]) -> Any:

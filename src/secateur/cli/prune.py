@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import (
+    add_format,
     add_loading,
     add_method,
     add_out,
     add_recovery,
     add_target,
+    converter_of,
     loading_of,
     method_of,
     print_pruned,
@@ -40,13 +42,16 @@ def add_options(parser: ArgumentParser) -> None:
     add_target(parser, budgets=True)
     add_recovery(parser)
     add_out(parser)
+    add_format(parser)
     add_loading(parser)
 
 
 def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
     from secateur.pipeline import prune
+    from secateur.surgery.convert import convert_to_gguf
 
+    converter = converter_of(options)
     result = prune(
         options["model"],
         method=method_of(options),
@@ -59,4 +64,6 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         progress=progress,
         command=words,
     )
+    if converter:
+        progress.note(f"the same as a GGUF file: {convert_to_gguf(result.path, converter)}")
     print_pruned(result, as_json=options["json"])

@@ -18,6 +18,7 @@ from torch import Tensor
 from secateur.decoder import Decoder, evaluating
 from secateur.errors import ModelError, OutputError, ProofError, WriteError
 from secateur.loading import load_model, quiet_transformers
+from secateur.surgery.legacy import make_readable_before_5_
 
 __all__ = [
     "Proof",
@@ -125,6 +126,7 @@ def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
             model.save_pretrained(directory)
             if tokenizer is not None:
                 tokenizer.save_pretrained(directory)
+        make_readable_before_5_(directory, type(model.config))
     except SafetensorError as error:
         raise WriteError(f"cannot write the weights ({error}); make room, or choose another --out") from error
     for file in directory.glob("*.safetensors"):  # the writer makes them private to the user; other files are not

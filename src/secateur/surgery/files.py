@@ -19,6 +19,7 @@ from secateur.progress import Progress, Silent
 from secateur.surgery.checkpoint import check_output, new_directory
 from secateur.surgery.folding import folded
 from secateur.surgery.layout import cut_layout, explained
+from secateur.surgery.legacy import with_legacy_fields
 from secateur.surgery.shards import Bytes, copy_file, file_size, reading, write_shard
 from secateur.surgery.source import INDEX, WEIGHTS, read_config, read_weights
 
@@ -178,7 +179,7 @@ def _texts(folder: Path, cut_config: Any, copied: Collection[str]) -> dict[str, 
     from transformers import GenerationConfig
 
     with explained(f"cannot write down the configuration of {folder}", "see the reason and mend its config.json"):
-        texts = {"config.json": cut_config.to_json_string(use_diff=True)}
+        texts = {"config.json": with_legacy_fields(cut_config.to_json_string(use_diff=True), type(cut_config))}
         if _GENERATION not in copied:  # older checkpoints have them in config.json, from where reading removes them
             found = GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
             texts[_GENERATION] = found.to_json_string(use_diff=True)

@@ -91,7 +91,7 @@ def read_config(folder: Path, num_tensors: int, trust_remote_code: bool) -> Any:
             f"{path} sets transformers_weights={quoted(raw['transformers_weights'])}, another place for the weights, "
             f"which is not supported; name them {WEIGHTS} and remove the field"
         )
-    if raw.get("auto_map") and raw.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+    if raw.get("auto_map") and str(raw.get("model_type")) not in CONFIG_MAPPING and not trust_remote_code:
         raise ModelError(f"{folder} needs code that comes with it; read that, and then allow it with trust_remote_code")
     # Before transformers builds as many objects as it says: no model has more layers than tensors.
     _check_counts(path, "", raw, max(num_tensors, _PLAUSIBLE_COUNT))

@@ -1,0 +1,187 @@
+"""Cutting a GGUF file: layers leave, and the bytes of all other tensors are copied, quantised as they are.
+
+What the header says of layers is made right (`gguf_layers`); every other byte of it stays, tokenizer and all.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from secateur.errors import OutputError, PlanError, WriteError
+from secateur.plan import PruningPlan
+from secateur.progress import Progress, Silent
+from secateur.surgery.files import CutReport, check_apart
+from secateur.surgery.gguf_header import MAGIC, Entry, Header, Tensor, padded, read_gguf, text_bytes
+from secateur.surgery.gguf_layers import BLOCK, count_layers, cut_entries
+from secateur.surgery.shards import StoredTensor
+
+__all__ = ["cut_gguf", "is_gguf"]
+
+
+def is_gguf(source: str | Path) -> bool:
+    """Whether a model is given as one file, which can only be a GGUF file."""
+    path = Path(source).expanduser()
+    return path.suffix == ".gguf" or path.is_file()
+
+
+def cut_gguf(
+    source: str | Path,
+    target: str | Path,
+    dropped: Collection[int] | PruningPlan,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> CutReport:
+    """Write the GGUF file `source` without some decoder layers to `target`.
+
+    No tensor is decoded, and the memory needed does not grow with them. Blocks that predict further tokens (`nextn`) stay.
+
+    Args:
+        source: a GGUF file with a language model, not one of several parts.
+        target: the new file; it is there whole at the end, or not at all.
+        dropped: layers of the dense model, 0 the first; or a plan.
+        overwrite: replace a GGUF file that is at `target`.
+        dry_run: check everything and write nothing.
+        progress: told of each tensor copied.
+
+    Raises:
+        ModelError: if the file is damaged, or no whole language model.
+        UnsupportedModelError: if the kept layers could not be described in such a file.
+        PlanError: if a layer does not exist, none would be left, or the plan is of another depth or merges layers.
+        OutputError: if `target` cannot be written to.
+        RequestError: if the package gguf is not installed.
+        WriteError: if writing fails half-way. On any of these errors, nothing is left at `target`.
+    """
+    path, out = Path(source).expanduser(), Path(target).expanduser().absolute()
+    _check_output(out, target, overwrite)
+    check_apart(path, out)
+    header = read_gguf(path)
+    num_layers, extra = count_layers(path, header)
+    plan = _plan(dropped, num_layers)
+    kept = list(plan.kept)
+    blocks = [*kept, *range(num_layers, num_layers + extra)]
+    tensors = _renumbered(header, blocks)
+    cut = replace(header, entries=cut_entries(header, num_layers, kept, blocks), tensors=tuple(tensors.values()))
+    if not dry_run:
+        with _new_file(out) as file, (progress or Silent()).track("copying tensors", len(tensors)) as advance:
+            _write(path, file, header, cut, advance)
+    num_bytes = sum(tensor.num_bytes for tensor in cut.tensors)
+    return CutReport(
+        target=out,
+        dropped=plan.dropped,
+        num_layers=num_layers,
+        num_tensors=len(tensors),
+        num_folded=0,
+        num_bytes=num_bytes,
+        removed_bytes=sum(tensor.num_bytes for tensor in header.tensors) - num_bytes,
+        weights=(out.name,),
+        copied=(),
+        left=(),
+    )
+
+
+def _plan(dropped: Collection[int] | PruningPlan, num_layers: int) -> PruningPlan:
+    if not isinstance(dropped, PruningPlan):
+        return PruningPlan(num_layers=num_layers, order=tuple(sorted(set(dropped))))
+    if dropped.num_layers != num_layers:
+        raise PlanError(
+            f"the plan is for a model of {dropped.num_layers} layers, and this one has {num_layers}; "
+            "give the model it was made on"
+        )
+    if dropped.merges:
+        raise PlanError(
+            f"the plan merges layer {min(dropped.merges)} into another, and quantised layers cannot be merged; "
+            "cut the checkpoint the file was made from, and convert that"
+        )
+    return dropped
+
+
+def _renumbered(header: Header, blocks: list[int]) -> dict[str, Tensor]:
+    """The tensors that stay, by the names that they had, with the new ones and where they are now."""
+    new = {block: index for index, block in enumerate(blocks)}
+    kept = {}
+    for tensor in header.tensors:
+        block = BLOCK.match(tensor.name)
+        if block is None:
+            kept[tensor.name] = tensor
+        elif (number := int(block[1])) in new:
+            kept[tensor.name] = replace(tensor, name=f"blk.{new[number]}.{tensor.name[block.end() :]}")
+    return kept
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write(source: Path, out: BinaryIO, dense: Header, cut: Header, done: Callable[[int], None]) -> None:
+    """Write the header of `cut`, and its tensors from where they lie in `source`."""
+    entries = [_with_tensor_count(entry, len(dense.tensors), len(cut.tensors)) for entry in cut.entries]
+    raw = bytearray(MAGIC + struct.pack("<IQQ", cut.version, len(cut.tensors), len(entries)))
+    for entry in entries:
+        raw += text_bytes(entry.name) + struct.pack("<I", entry.kind) + entry.raw
+    place = 0
+    for tensor in cut.tensors:
+        raw += text_bytes(tensor.name) + struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
+        raw += struct.pack("<IQ", tensor.kind, place)
+        place = padded(place + tensor.num_bytes, cut.alignment)
+    out.write(raw.ljust(padded(len(raw), cut.alignment), b"\0"))
+    for tensor in cut.tensors:
+        stored = StoredTensor(
+            file=source, dtype=str(tensor.kind), shape=tensor.shape, start=tensor.start, num_bytes=tensor.num_bytes
+        )
+        out.writelines(stored.chunks())
+        out.write(b"\0" * (-tensor.num_bytes % cut.alignment))
+        done(1)
+
+
+def _with_tensor_count(entry: Entry, dense: int, cut: int) -> Entry:
+    """A file joined from parts goes on counting its tensors."""
+    return entry.with_number(cut) if entry.name == "split.tensors.count" and entry.value == dense else entry
+
+
+def _check_output(out: Path, target: str | Path, overwrite: bool) -> None:
+    """Make sure that a GGUF file can be written there, before anything else."""
+    try:
+        if out.suffix != ".gguf" or out.is_dir():
+            raise OutputError(f"{target} is no name for a GGUF file; choose an --out that ends in .gguf")
+        if os.path.lexists(out):
+            if not overwrite:
+                raise OutputError(f"{target} is there already; choose another --out, or give --overwrite to replace it")
+            if not out.is_file() or not _begins_like_gguf(out):
+                raise OutputError(f"{target} is not a GGUF file, so it is not replaced; choose another --out")
+        if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"cannot write to {out.parent}; choose an --out in a directory of yours that exists")
+    except OSError as error:  # a name too long, a folder that must not be read
+        raise OutputError(f"cannot write to {target}: {error.strerror or error}; choose another --out") from error
+
+
+def _begins_like_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+@contextmanager
+def _new_file(out: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside `out` that becomes `out` when the block ends well, and vanishes when it does not."""
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        temporary.chmod(0o644)
+        temporary.replace(out)
+    except OSError as error:
+        raise WriteError(
+            f"cannot write {out}: {error.strerror or error}; nothing is left there: make room, or choose another --out"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
