@@ -97,7 +97,7 @@ def test_budget_below_one_window_is_refused_and_nothing_changed(decoder: Decoder
 
 def test_cost_of_a_recovery_is_its_tokens_times_what_a_step_takes(windows: TokenBatches) -> None:
     """Full: forward, backward and the weights' gradients, 3.3 passes, through the half of the layers that is left."""
-    before = Cost(choose_tokens=7.0, prepare_tokens=11.0, training_tokens=13, memory_copies=1.5)
+    before = Cost(choose_tokens=7.0, prepare_tokens=11.0, training_tokens=13, choosing=Step(trains="gates"))
     settings = Recovery(recover="full", recover_tokens=32)
     after = with_recovery(before, settings, 4, 2, windows)
     assert after == Cost(

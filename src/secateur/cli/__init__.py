@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "score", "prune", "tune", "cut", "carry", "eval", "bench", "compare")
+COMMANDS = ("demo", "score", "prune", "tune", "cut", "carry", "eval", "bench", "compare", "estimate")
 """Each a module here, with `SUMMARY`, `USAGE`, `add_options` and `run`."""
 
 _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")

@@ -29,6 +29,7 @@ from secateur.data import TokenBatches
 from secateur.decoder import Activations, Decoder, evaluating
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.progress import Progress, Silent
+from secateur.step import Step
 from secateur.training.distillation import distillation_loss
 from secateur.training.lora import attach_lora
 from secateur.training.trainer import Advance, check_trainer_options, given_back, training_arguments
@@ -124,6 +125,20 @@ class RemovalTraining:
             raise RequestError(
                 f"micro_batch={self.micro_batch} does not divide sequences_per_step={self.sequences_per_step}"
             )
+
+    def step(self, *, without: int) -> Step:
+        """What a step takes, with `without` layers that do not run. The last good weights are kept beside what is trained."""
+        checkpointing = any(self.trainer.get(f"{name}_checkpointing") for name in ("gradient", "activation"))
+        return Step(
+            trains=self.train,
+            sequences=self.micro_batch or self.sequences_per_step,
+            without=without,
+            teacher=self.distil > 0,
+            checkpointing=checkpointing,
+            lora_rank=self.lora_rank,
+            partial_layers=self.partial_layers,
+            trained_copies=1.0,
+        )
 
     def num_steps(self, batches: TokenBatches) -> int:
         """Optimiser steps on these windows."""
