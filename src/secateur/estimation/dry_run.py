@@ -157,7 +157,8 @@ def _trained(decoder: Decoder, step: Step) -> list[Tensor]:
     model = decoder.model.requires_grad_(False)
     stay = decoder.layers[: decoder.num_layers - step.without]
     if step.checkpointing:
-        model.gradient_checkpointing_enable()
+        enable = getattr(model, "activation_checkpointing_enable", None)  # transformers is renaming it
+        (enable or model.gradient_checkpointing_enable)()
         model.train()
     if step.trains == "gates":
         return [torch.ones(decoder.num_layers, requires_grad=True)]

@@ -46,14 +46,14 @@ def show_estimate(found: Mapping[str, Any], console: Console) -> None:
 def estimate_table(found: Mapping[str, Any]) -> Table:
     """A row a phase."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("phase")
-    for name in ("tokens", "FLOPs", *_PARTS, "peak", "time"):
+    table.add_column("phase", no_wrap=True)
+    for name in ("k tokens", "FLOPs", *_PARTS, "peak", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for phase in found["phases"]:
         parts = [sum(phase[f"{name}_bytes"] for name in names) for names in _PARTS.values()]
         table.add_row(
             phase["phase"],
-            f"{phase['tokens'] / 1e3:,.0f} k",
+            f"{phase['tokens'] / 1e3:,.0f}",
             format_flops(phase["flops"]),
             *(format_bytes(part) if part else "" for part in parts),
             format_bytes(phase["memory_bytes"]),
