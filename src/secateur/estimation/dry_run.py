@@ -28,7 +28,7 @@ from secateur.loading import quiet_transformers
 from secateur.step import Step
 from secateur.training.distillation import distillation_loss
 
-__all__ = ["Footprint", "dry_run"]
+__all__ = ["Footprint", "dry_run", "forward_flops"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,6 @@ class Footprint:
 
     largest_layer_bytes: int
     """The weights of the largest decoder layer."""
-
-    flops: int
-    """Floating-point operations of the forward and backward pass."""
 
     @property
     def moments_bytes(self) -> int:
@@ -89,9 +86,29 @@ def dry_run(
         ModelError: if the model cannot be run so; the message says why.
     """
     shape = (step.sequences or sequences, step.tokens or tokens)
+    with _without_data(config), _Allocations() as memory:
+        return _run(config, step, shape, dtype, precision, memory)
+
+
+def forward_flops(config: Any, *, sequences: int, tokens: int) -> int:
+    """Floating-point operations of a forward pass, logits of all tokens included.
+
+    Raises:
+        ModelError: if the model cannot be run so.
+    """
+    with _without_data(config), torch.no_grad():
+        model = _build(config, torch.float32)
+        with flop_counter() as counter:  # of the training steps it would hold on to what they let go
+            model(input_ids=torch.zeros(sequences, tokens, dtype=torch.long), use_cache=False)
+    return int(counter.get_total_flops())
+
+
+@contextmanager
+def _without_data(config: Any) -> Iterator[None]:
+    """Tensors have no data in here, nothing is drawn at random, and whatever goes wrong is one line."""
     try:
-        with _quietly(), FakeTensorMode(allow_non_fake_inputs=True), _Allocations() as memory:
-            return _run(config, step, shape, dtype, precision, memory)
+        with quiet_transformers(), torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
+            yield
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ModelError(
@@ -115,7 +132,7 @@ def _run(
     memory.restart()
     autocast = torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None)
     gone = range(decoder.num_layers - step.without, decoder.num_layers)
-    with flop_counter() as counter, autocast, decoder.bypass(gone):
+    with autocast, decoder.bypass(gone):
         _pass(decoder, teacher, torch.zeros(shape, dtype=torch.long), step, trained)
     step_bytes = memory.peak
     memory.restart()
@@ -129,7 +146,6 @@ def _run(
         update_bytes=memory.peak if trained and step.optimizer else 0,
         kept_bytes=round(step.trained_copies * trained_bytes + step.copies * weights),
         largest_layer_bytes=max(_bytes(layer.parameters()) for layer in decoder.layers),
-        flops=counter.get_total_flops(),
     )
 
 
@@ -208,13 +224,6 @@ def _loss(model: Any, teacher: Any, ids: Tensor) -> Tensor:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """No advice from transformers, and nothing drawn from the random number generator."""
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        yield
 
 
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]

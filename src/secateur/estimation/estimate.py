@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from secateur.data import TokenBatches
-from secateur.estimation.dry_run import Footprint, dry_run
+from secateur.estimation.dry_run import Footprint, dry_run, forward_flops
 from secateur.estimation.hardware import Hardware
 from secateur.methods import Cost
 from secateur.step import Step
@@ -90,7 +90,7 @@ def estimated_phases(
         stages.append(("recover", cost.recover_tokens, _footprint(config, cost.recovering, data, setting)))
     proof = replace(forward, kept_bytes=forward.weights_bytes)  # loaded again from disk, beside the dense model
     stages.append(("cut and prove", 1.0 * held_out.num_tokens, proof))
-    per_token = forward.flops / (held_out.batch_size * held_out.sequence_length)
+    per_token = _flops_per_token(config, held_out)
     return [
         Phase(
             name=name,
@@ -116,11 +116,20 @@ def _on_device(step: Footprint, setting: Setting) -> float:
     return step.static_bytes / setting.devices + passing + 2 * step.largest_layer_bytes
 
 
-_KNOWN: dict[tuple[Any, ...], Footprint] = {}
+_KNOWN: dict[tuple[Any, ...], Any] = {}
+"""What was worked out before; it takes seconds."""
+
+
+def _flops_per_token(config: Any, data: TokenBatches) -> float:
+    """Of a forward pass."""
+    key = (config.to_json_string(use_diff=False), data.sequence_length)
+    if key not in _KNOWN:
+        _KNOWN[key] = forward_flops(config, sequences=1, tokens=data.sequence_length) / data.sequence_length
+    return float(_KNOWN[key])
 
 
 def _footprint(config: Any, step: Step, data: TokenBatches, setting: Setting) -> Footprint:
-    """Of one step, worked out once. 16-bit weights that are trained are held in float32."""
+    """Of one step. 16-bit weights that are trained are held in float32."""
     wide = step.trains in ("full", "partial") and step.optimizer and setting.dtype in _SIXTEEN_BITS
     how: dict[str, Any] = {
         "sequences": data.batch_size, "tokens": data.sequence_length,
@@ -129,4 +138,5 @@ def _footprint(config: Any, step: Step, data: TokenBatches, setting: Setting) ->
     key = (config.to_json_string(use_diff=False), step, *how.values())
     if key not in _KNOWN:
         _KNOWN[key] = dry_run(config, step, **how)
-    return _KNOWN[key]
+    found: Footprint = _KNOWN[key]
+    return found
