@@ -93,7 +93,8 @@ def run_cell(source: str, data: Path, cell: dict[str, Any]) -> dict[str, Any]:
     from secateur.report.record import versions
     from secateur.surgery.absorb import absorb_
     from secateur.surgery.live import remove_layers_
-    from secateur.training.supervised import FineTuning, fine_tune_, rows_of
+    from secateur.training.rows import rows_of
+    from secateur.training.supervised import FineTuning, fine_tune_
 
     seed = cell.get("seed", 0)
     _, name, options = VARIANTS[cell["variant"]]

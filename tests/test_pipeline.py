@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import hashlib
 import json
@@ -17,16 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur as sc
 from secateur import pipeline, stages
-from secateur.data import TokenBatches, evaluation_windows
+from secateur.data import evaluation_windows
 from secateur.errors import OutputError, PlanError, RequestError, TrainingDivergedError, WriteError
 from secateur.evaluation.perplexity import perplexity
 from secateur.loading import load_model, load_tokenizer
 from secateur.methods import METHODS, Method
 from secateur.methods.elder import Elder
 from secateur.methods.shortgpt import ShortGPT
-from secateur.pipeline import Pruned, Target, TextSettings, elder, prune, score
+from secateur.pipeline import Pruned, Target, TextSettings, prune, score
 from secateur.plan import PruningPlan
-from secateur.training.precision import round_back_, to_float32_
 
 FEW = {"first_steps": 2, "round_steps": 1, "joint_steps": 3, "steps": 2, "gate_sequences": 3, "sequences": 3}
 
@@ -289,7 +287,7 @@ def test_overwrite_replaces_a_checkpoint_wholly(tiny_checkpoint: Path, text: Tex
     assert list(tmp_path.iterdir()) == [out]
 
 
-# ---- score, elder ------------------------------------------------------------------------------------------------
+# ---- score -------------------------------------------------------------------------------------------------------
 
 
 def test_score_gives_the_plan_that_prune_carries_out(tiny_checkpoint: Path, text: TextSettings, tmp_path: Path) -> None:
@@ -298,45 +296,6 @@ def test_score_gives_the_plan_that_prune_carries_out(tiny_checkpoint: Path, text
     result = prune(tiny_checkpoint, method=method, text=text, target=Target(drop=2), out=tmp_path / "o", seed=5)
     assert plan.order == result.plan.order
     assert plan.scores == result.plan.scores
-
-
-@pytest.fixture
-def windows() -> TokenBatches:
-    return TokenBatches(torch.randint(3, 120, (6, 24), generator=torch.Generator().manual_seed(1)), 3, "made up")
-
-
-def test_elder_in_memory_leaves_a_working_smaller_model(
-    tiny_model: Any, tiny_tokenizer: Any, windows: TokenBatches
-) -> None:
-    settings = {key: value for key, value in FEW.items() if key in Elder.__dataclass_fields__}
-    plan = elder(tiny_model, tiny_tokenizer, windows, drop=0.33, **settings)
-    assert len(plan.dropped) == 2
-    assert len(tiny_model.model.layers) == tiny_model.config.num_hidden_layers == 4
-    assert bool(torch.isfinite(tiny_model(input_ids=windows.input_ids).logits).all())
-    assert tiny_model.generate(windows.input_ids[:1], max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (
-        1,
-        27,
-    )
-
-
-def test_elder_with_text_equals_elder_with_its_tokens(tiny_model: Any, tiny_tokenizer: Any, text: TextSettings) -> None:
-    twin = copy.deepcopy(tiny_model)
-    settings = {key: value for key, value in FEW.items() if key in Elder.__dataclass_fields__}
-    first = elder(tiny_model, tiny_tokenizer, text.data, drop=2, text=text, seed=2, **settings)
-    second = elder(twin, tiny_tokenizer, text.load(tiny_tokenizer, 2)[0], drop=2, seed=2, **settings)
-    assert first.order == second.order
-    for one, other in zip(tiny_model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_elder_refuses_an_unknown_setting_and_changes_nothing(
-    tiny_model: Any, tiny_tokenizer: Any, windows: TokenBatches
-) -> None:
-    with pytest.raises(RequestError, match="elder has no setting 'lamda'"):
-        elder(tiny_model, tiny_tokenizer, windows, drop=2, lamda=1)
-    with pytest.raises(PlanError, match="cannot drop 6 of 6 layers"):
-        elder(tiny_model, tiny_tokenizer, windows, drop=6)
-    assert len(tiny_model.model.layers) == 6
 
 
 @pytest.fixture(autouse=True)
@@ -370,14 +329,3 @@ def test_weights_stored_in_bfloat16_are_trained_in_float32_and_written_as_they_w
     before = load_model(half).model.layers[0].mlp.up_proj.weight
     moved = (pruned.model.layers[0].mlp.up_proj.weight != before).float().mean().item()
     assert moved > 0.4
-
-
-def test_float32_and_back_keeps_ties_and_buffers(tiny_checkpoint: Path) -> None:
-    model = load_model(tiny_checkpoint, dtype="bfloat16")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    stored = to_float32_(model)
-    assert all(weight.dtype is torch.float32 for weight in model.parameters())
-    round_back_(stored)
-    for name, value in model.state_dict().items():
-        assert value.dtype is before[name].dtype
-        assert torch.equal(value, before[name])

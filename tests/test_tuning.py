@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,22 +14,23 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from secateur import stages, tuning
-from secateur.data import TokenBatches
-from secateur.data.examples import load_examples
 from secateur.data.task import TaskSettings, windows_of
 from secateur.decoder import Decoder
 from secateur.errors import DataError, OutputError, PlanError, ProofError, RequestError
-from secateur.evaluation.tasks import paired_difference, task_score
+from secateur.evaluation.intervals import paired_difference
+from secateur.evaluation.tasks import task_score
 from secateur.methods.gradpruner import GradPruner
 from secateur.methods.shortgpt import ShortGPT
 from secateur.plan import PruningPlan
 from secateur.progress import Silent
 from secateur.request import Pruned, Target
+from secateur.resumption import work_directory
 from secateur.surgery.live import remove_layers_
 from secateur.training import supervised
 from secateur.training.lora import gradient_checkpointing_quietly
-from secateur.training.supervised import FineTuning, fine_tune_, rows_of, rows_of_windows
-from secateur.tuning import gradpruner, tune, work_directory
+from secateur.training.rows import rows_of
+from secateur.training.supervised import FineTuning, fine_tune_
+from secateur.tuning import tune
 
 QUICK: dict[str, Any] = {"scoring_steps": 0.4, "scoring_rank": 2, "scoring_rate": 1e-2}
 METHOD = GradPruner(**QUICK)
@@ -563,93 +563,7 @@ def test_adapter_that_was_not_written_as_it_was_trained_is_not_handed_over(
     assert not (tmp_path / "out").exists()
 
 
-# ---- in memory -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def windows() -> TokenBatches:
-    return TokenBatches(torch.randint(3, 120, (8, 24), generator=torch.Generator().manual_seed(1)), 4, "made up")
-
-
-def test_model_in_memory_is_scored_merged_and_cut(tiny_model: Any, tiny_tokenizer: Any, windows: TokenBatches) -> None:
-    twin = copy.deepcopy(tiny_model)
-    plan = gradpruner(tiny_model, tiny_tokenizer, windows, drop=0.33, seed=3, precision="fp32", **QUICK)
-    decoder, about = Decoder(twin), tuning.Run(seed=3)
-    expected = METHOD.plan(decoder, windows, drop=2, run=about)
-    METHOD.prepare_(decoder, windows, expected, run=about)
-    remove_layers_(twin, expected.dropped)
-    assert plan == expected
-    assert len(tiny_model.model.layers) == tiny_model.config.num_hidden_layers == 4
-    for (name, one), other in zip(tiny_model.named_parameters(), twin.parameters(), strict=True):
-        assert torch.equal(one, other), name
-    assert tiny_model.generate(probe(), max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (2, 23)
-
-
-@pytest.mark.parametrize("train", ["full", "lora"])
-def test_model_in_memory_is_fine_tuned_after_the_cut_if_asked_to(
-    tiny_model: Any, tiny_tokenizer: Any, data: str, tmp_path: Path, train: str
-) -> None:
-    twin, tuned, examples = copy.deepcopy(tiny_model), settings(train, max_steps=2), load_examples(data)
-    given: Any = data if train == "full" else examples
-    plan = gradpruner(tiny_model, tiny_tokenizer, given, drop=2, tuning=tuned, seed=SEED, precision="fp32", **QUICK)
-    rows = rows_of(examples, twin, tiny_tokenizer, max_length=tuned.max_length)
-    texts = windows_of(examples, tiny_tokenizer, sequence_length=256, num_sequences=128)
-    decoder, about = Decoder(twin), tuning.Run(seed=SEED)
-    expected = METHOD.plan_on_task(decoder, rows, texts, drop=2, run=about, total_steps=tuned.num_steps(len(rows)))
-    METHOD.prepare_(decoder, texts, expected, run=about)
-    remove_layers_(twin, expected.dropped)
-    result, _ = fine_tune_(Decoder(twin), rows, settings=tuned, work=tmp_path, seed=SEED, save=False)
-    if train == "lora":
-        result.merge_and_unload()
-    assert plan == expected
-    assert [name for name, _ in tiny_model.named_parameters()] == [name for name, _ in twin.named_parameters()]
-    assert all(weight.requires_grad and weight.grad is None for weight in tiny_model.parameters())
-    for (name, one), other in zip(tiny_model.named_parameters(), twin.parameters(), strict=True):
-        assert torch.equal(one, other), name
-
-
-def test_model_in_memory_is_fine_tuned_on_windows_of_text_too(
-    tiny_model: Any, tiny_tokenizer: Any, windows: TokenBatches, tmp_path: Path
-) -> None:
-    before = copy.deepcopy(tiny_model)
-    gradpruner(
-        tiny_model,
-        tiny_tokenizer,
-        windows,
-        drop=2,
-        tuning=settings("full", epochs=20),
-        work=tmp_path,
-        precision="fp32",
-        **QUICK,
-    )
-    rows = [torch.tensor(row["input_ids"]) for row in rows_of_windows(windows)]
-    losses = [
-        sum(model(input_ids=row[None], labels=row[None]).loss.item() for row in rows) for model in (before, tiny_model)
-    ]
-    assert losses[1] < 0.8 * losses[0]  # of text it has seen, with two layers fewer
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()]  # its checkpoints
-
-
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
-        ({"keeep": 0.1}, RequestError, "gradpruner has no setting 'keeep'; choose among absorb, absorb_alpha"),
-        ({"keep": 7}, RequestError, "keep is the share"),
-        ({"drop": 6}, PlanError, r"cannot drop 6 of 6 layers; choose 1\.\.5"),
-        ({"drop": 1.0}, PlanError, "cannot drop a share of 1"),
-        ({"data": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
-        ({"tuning": settings("lora", trainer={"optim": "no-such"})}, RequestError, "trainer options"),
-    ],
-)
-def test_wrong_request_in_memory_is_refused(
-    tiny_model: Any, tiny_tokenizer: Any, windows: TokenBatches, wrong: dict[str, Any], error: Any, message: str
-) -> None:
-    before = copy.deepcopy(tiny_model)
-    request: dict[str, Any] = {"data": windows, "drop": 2, **QUICK, **wrong}
-    with pytest.raises(error, match=message):
-        gradpruner(tiny_model, tiny_tokenizer, **request)
-    assert all(torch.equal(one, other) for one, other in zip(before.parameters(), tiny_model.parameters(), strict=True))
-    assert len(tiny_model.model.layers) == 6
+# ---- what is said -----------------------------------------------------------------------------------------------------------
 
 
 class Noting(Silent):

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     )
     from secateur.evaluation.harness import harness_scores
     from secateur.evaluation.perplexity import perplexity
+    from secateur.in_memory import elder, gradpruner
     from secateur.methods import METHODS
-    from secateur.pipeline import elder, prune, score
+    from secateur.pipeline import prune, score
     from secateur.plan import LayerScores, PruningPlan
     from secateur.request import Target, TextSettings
     from secateur.surgery.adapters import carry_adapter
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from secateur.training.igia import IGIA, IGIACallback
     from secateur.training.recovery import Recovery, recover_
     from secateur.training.supervised import FineTuning
-    from secateur.tuning import gradpruner, tune
+    from secateur.tuning import tune
 
 _HOME = {
     "DataError": "errors",
@@ -70,9 +71,9 @@ _HOME = {
     "TaskSettings": "data.task",
     "carry_adapter": "surgery.adapters",
     "cut_checkpoint": "surgery.files",
-    "elder": "pipeline",
+    "elder": "in_memory",
     "evaluate": "assessment",
-    "gradpruner": "tuning",
+    "gradpruner": "in_memory",
     "harness_scores": "evaluation.harness",
     "load_examples": "data.examples",
     "merge_layers_": "surgery.merge",

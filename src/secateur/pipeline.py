@@ -1,14 +1,15 @@
 """Decide, prepare, cut, recover if asked to, prove: the methods, the surgery and the evaluation, put together once.
 
-`prune` is what the command line runs; `elder` is the same for a model that is in memory already.
+`prune` is what the command line runs; `secateur.in_memory` does the same for a model that is in memory already.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from secateur.budget import plan_within_budget, search_cost
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
+from secateur.errors import TrainingDivergedError
 from secateur.evaluation.generation import generations
 from secateur.evaluation.memory import PeakMemory
 from secateur.loading import autocast_dtype, load_model, load_tokenizer
@@ -28,24 +30,20 @@ from secateur.request import PROMPTS, Pruned, Target, TextSettings, num_to_drop
 from secateur.stages import (
     Stages,
     add_speed,
-    cut_and_prove,
-    cut_and_recover,
+    check_cut,
+    cut_copy,
     preflight,
-    prepare_or_keep_,
     quality,
     sizes,
     with_recovery,
     write_about,
     write_and_prove,
 )
-from secateur.surgery.checkpoint import check_output, new_directory
-from secateur.surgery.live import remove_layers_
-from secateur.training.precision import round_back_, to_float32_
-from secateur.training.recovery import Recovery, check_recovery
+from secateur.surgery.checkpoint import Proof, bypassed_logits, check_output, new_directory, save_checkpoint
+from secateur.training.precision import in_float32
+from secateur.training.recovery import Recovery, check_recovery, recover_
 
-__all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "elder", "num_to_drop", "prune", "score"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "num_to_drop", "prune", "score"]
 
 
 def prune(
@@ -95,66 +93,57 @@ def prune(
     """
     method = method_named(method)() if isinstance(method, str) else method
     recovery = recovery or Recovery()
-    run = Stages(progress or Silent())
+    stages = Stages(progress or Silent())
     check_output(out, overwrite=overwrite)
     loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with PeakMemory() as memory:
-        with run.stage("load"):
+        with stages.stage("load"):
             tokenizer = load_tokenizer(source, **loading)
             data, held_out = text.load(tokenizer, seed)
             model = load_model(source, dtype=dtype, **loading)
             decoder = Decoder(model)
-        context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=run.progress)
-        check_recovery(recovery, data, precision=context.precision)
-        cost = _cost(method, recovery, target, decoder, data, held_out)
-        run.progress.note(preflight(decoder, data, held_out, cost, context))
-
+        bench = _Workbench(
+            decoder=decoder, tokenizer=tokenizer, data=data, held_out=held_out, stages=stages, out=out, wide=dtype == "auto",
+            run=Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=stages.progress),
+            trust_remote_code=trust_remote_code, prompts=prompts,
+        )  # fmt: skip
+        check_recovery(recovery, data, precision=bench.run.precision)
+        stages.progress.note(preflight(decoder, data, held_out, bench.cost(method, recovery, target), bench.run))
         about = describe_model(model, id=str(source), revision=revision)
-        with run.stage("measure dense"):
-            dense = quality(model, held_out, run.progress, "measuring the dense model's perplexity")
-            dense_texts = generations(model, tokenizer, prompts) if prompts else []
-        with run.stage("choose"):
-            plan, budget = _plan(method, decoder, data, held_out, target, dense["perplexity"], context)
-        run.progress.note(f"layers to drop: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
-        preparation = None
-        if method.prepares:
-            preparation = _prepared_(
-                method, decoder, tokenizer, plan, data, held_out, run, context, out, wide=dtype == "auto"
-            )
+        with stages.stage("measure dense"):
+            dense, dense_texts = bench.measure(model, "dense")
+        with stages.stage("choose"):
+            plan, budget = bench.choose(method, target, dense["perplexity"])
+        stages.progress.note(f"layers to drop: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
+        preparation = bench.prepare_(method, plan) if method.prepares else None
         metrics, recovered, recovery_report = {"dense": dense}, None, None
         if recovery.trains:
-            recovered, metrics["cut"], recovery_report = cut_and_recover(
-                decoder, tokenizer, plan, data, held_out, recovery, run, context, out, wide=dtype == "auto",
-                load_dense=lambda: load_model(source, dtype=dtype, **loading),
-            )  # fmt: skip
+            recovered, metrics["cut"], recovery_report = bench.cut_and_recover(
+                recovery, plan, load_dense=lambda: load_model(source, dtype=dtype, **loading)
+            )
         with new_directory(out, overwrite=overwrite) as directory:
-            with run.stage("cut and prove"):
-                proof, pruned_model = (
-                    cut_and_prove(decoder, tokenizer, plan, data, directory, trust_remote_code)
-                    if recovered is None
-                    else write_and_prove(recovered, tokenizer, directory, data.take(2).input_ids, trust_remote_code)
-                )
-            with run.stage("measure pruned"):
-                pruned = quality(pruned_model, held_out, run.progress, "measuring the pruned model's perplexity")
-                texts = generations(pruned_model, tokenizer, prompts) if prompts else []
+            with stages.stage("cut and prove"):
+                proof, pruned_model = bench.write_and_prove(plan, recovered, directory)
+            with stages.stage("measure pruned"):
+                pruned, texts = bench.measure(pruned_model, "pruned")
                 dense["size_bytes"], pruned["size_bytes"] = sizes(model, pruned_model, directory)
                 if speed:
-                    add_speed(dense, pruned, model, pruned_model, run.progress)
+                    add_speed(dense, pruned, model, pruned_model, stages.progress)
             record = run_record(
-                command=list(command or sys.argv),
+                command=command or sys.argv,
                 model=about,
                 method={"name": method.name, "options": method.options()},
                 data=data.describe(),
                 eval_data=held_out.describe(),
-                dropped=list(plan.dropped),
-                scores=None if plan.scores is None else list(plan.scores),
+                dropped=plan.dropped,
+                scores=plan.scores,
                 budget=budget,
                 preparation=preparation,
-                proof=dataclasses.asdict(proof),
+                proof=asdict(proof),
                 recovery=recovery_report,
                 metrics={**metrics, "pruned": pruned},
                 generations={"prompts": list(prompts), "dense": dense_texts, "pruned": texts},
-                timings=run.seconds,
+                timings=stages.seconds,
                 peak_memory_bytes=memory.bytes,
                 seed=seed,
             )
@@ -191,120 +180,108 @@ def score(
     cost = method.cost(decoder.num_layers, count, data)
     progress.note(preflight(decoder, data, held_out.take(1), Cost(choose_tokens=cost.choose_tokens), context))
     plan = method.plan(decoder, data, drop=count, run=context)
-    return dataclasses.replace(
-        plan, provenance={**plan.provenance, "model": str(source), "data": data.describe(), "seed": seed}
-    )
+    return replace(plan, provenance={**plan.provenance, "model": str(source), "data": data.describe(), "seed": seed})
 
 
-def elder(
-    model: Any,
-    tokenizer: Any,
-    data: str | TokenBatches,
-    *,
-    drop: int | float,
-    seed: int = 0,
-    precision: str = "auto",
-    text: TextSettings | None = None,
-    progress: Progress | None = None,
-    **settings: Any,
-) -> PruningPlan:
-    """Prune a model in memory by ELDeR, in place: choose, prepare, cut.
+@dataclass(frozen=True, kw_only=True)
+class _Workbench:
+    """A dense model, and what it is pruned and measured with."""
 
-    Args:
-        model: a `transformers` causal language model.
-        tokenizer: its tokenizer.
-        data: calibration tokens, or a data SPEC.
-        drop: how many layers go, or which share of them.
-        seed: of everything random.
-        precision: of the passes: `auto`, `fp32`, `bf16`.
-        text: how much text to take where `data` is a SPEC.
-        progress: who watches.
-        settings: fields of `secateur.methods.elder.Elder`.
+    decoder: Decoder
+    tokenizer: Any
+    data: TokenBatches
+    held_out: TokenBatches
+    stages: Stages
+    run: Run
+    out: str | Path
+    wide: bool  # 16-bit weights are trained in float32
+    trust_remote_code: bool
+    prompts: Sequence[str]
 
-    Returns:
-        The plan that was carried out.
+    def cost(self, method: Method, recovery: Recovery, target: Target) -> Cost:
+        """What will be used, at most where the number of layers is still to be found.
 
-    Raises:
-        RequestError: if something asked for cannot be; the model is unchanged.
-        TrainingDivergedError: if the loss stops being finite; the model holds the last good weights, all layers in place.
-    """
-    from secateur.methods.elder import Elder
+        Raises:
+            RequestError: if that many layers cannot go, or the recovery's budget is less than one window.
+        """
+        num_layers, data = self.decoder.num_layers, self.data
+        if target.is_budget:
+            drop = count_to_drop(1, num_layers)
+            return with_recovery(search_cost(method, num_layers, data, self.held_out), recovery, num_layers, drop, data)
+        drop = num_to_drop(target, self.decoder)
+        return with_recovery(method.cost(num_layers, drop, data), recovery, num_layers, drop, data)
 
-    method = Elder.of(settings)
-    decoder = Decoder(model)
-    count = count_to_drop(drop, decoder.num_layers)
-    if isinstance(data, str):
-        data, _ = dataclasses.replace(text or TextSettings(data=data), data=data).load(tokenizer, seed)
-    context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress or Silent())
-    plan = method.plan(decoder, data, drop=count, run=context)
-    stored = to_float32_(model) if method.trains_weights(data) else []
-    try:
-        method.prepare_(decoder, data, plan, run=context)
-    finally:
-        round_back_(stored)
-    remove_layers_(model, plan.dropped)
-    return plan
+    def measure(self, model: Any, name: str) -> tuple[dict[str, Any], list[str]]:
+        """A model's size and perplexity, and what it writes after the prompts."""
+        metrics = quality(model, self.held_out, self.run.progress, f"measuring the {name} model's perplexity")
+        return metrics, generations(model, self.tokenizer, self.prompts) if self.prompts else []
 
+    def choose(
+        self, method: Method, target: Target, dense_perplexity: float
+    ) -> tuple[PruningPlan, dict[str, Any] | None]:
+        """Which layers go, and how their number was found where it was searched for."""
+        decoder = self.decoder
+        if target.is_budget:
+            return plan_within_budget(
+                method, decoder, self.data, self.held_out, target=target, dense_perplexity=dense_perplexity, run=self.run
+            )  # fmt: skip
+        if target.layers is None:
+            return method.plan(decoder, self.data, drop=num_to_drop(target, decoder), run=self.run), None
+        return method.given(target.layers, decoder.num_layers), None
 
-def _cost(
-    method: Method,
-    recovery: Recovery,
-    target: Target,
-    decoder: Decoder,
-    data: TokenBatches,
-    held_out: TokenBatches,
-) -> Cost:
-    """What will be used, at most where the number of layers is still to be found.
+    def prepare_(self, method: Method, plan: PruningPlan) -> dict[str, Any]:
+        """Prepare in place, and measure what the layers that go still do; the report."""
+        decoder = self.decoder
+        with (
+            self.stages.stage("prepare"),
+            self._kept_if_diverged(decoder.model, "all layers in place"),
+            in_float32(decoder.model, wanted=self.wide and method.trains_weights(self.data)),
+        ):
+            report = method.prepare_(decoder, self.data, plan, run=self.run)
+        with self.stages.stage("measure before the cut"):
+            gates = torch.full((decoder.num_layers,), method.final_gate())
+            with decoder.gate(gates, layers=plan.dropped):
+                description = "measuring perplexity just before the cut"
+                before = quality(decoder.model, self.held_out, self.run.progress, description)
+        return {**report, "perplexity_before_cut": before["perplexity"]}
 
-    Raises:
-        RequestError: if that many layers cannot go, or the recovery's budget is less than one window.
-    """
-    num_layers = decoder.num_layers
-    if target.is_budget:
-        drop = count_to_drop(1, num_layers)
-        return with_recovery(search_cost(method, num_layers, data, held_out), recovery, num_layers, drop, data)
-    drop = num_to_drop(target, decoder)
-    return with_recovery(method.cost(num_layers, drop, data), recovery, num_layers, drop, data)
+    def cut_and_recover(
+        self, recovery: Recovery, plan: PruningPlan, *, load_dense: Callable[[], Any]
+    ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """Cut a copy, hold it to the bypassed model, measure it, and train it; its kept layers are the decoder's own.
 
+        The teacher is the dense model read again: what `decoder` holds may have been prepared, and is about to be trained.
+        """
+        proof_ids, progress = self.data.take(2).input_ids, self.run.progress
+        with self.stages.stage("cut"):
+            expected = bypassed_logits(self.decoder, plan.dropped, proof_ids)
+            pruned = cut_copy(self.decoder, plan.dropped)
+            difference = check_cut(bypassed_logits(Decoder(pruned), (), proof_ids), expected)
+        with self.stages.stage("measure before recovery"):
+            before = quality(pruned, self.held_out, progress, "measuring perplexity before the recovery")
+        with self.stages.stage("recover"), self._kept_if_diverged(pruned, "with the layers removed"):
+            report = recover_(
+                Decoder(pruned), self.data, settings=recovery, teacher=load_dense() if recovery.needs_teacher else None,
+                precision=self.run.precision, wide=self.wide, seed=self.run.seed, progress=progress,
+            )  # fmt: skip
+        return pruned, before, {"settings": asdict(recovery), "cut_difference": difference, **report}
 
-def _prepared_(
-    method: Method,
-    decoder: Decoder,
-    tokenizer: Any,
-    plan: PruningPlan,
-    data: TokenBatches,
-    held_out: TokenBatches,
-    run: Stages,
-    context: Run,
-    out: str | Path,
-    *,
-    wide: bool,
-) -> dict[str, Any]:
-    """Prepare in place, and measure what the layers that go still do; the report."""
-    with run.stage("prepare"):
-        report = prepare_or_keep_(method, decoder, tokenizer, data, plan, context, out, wide=wide)
-    with run.stage("measure before the cut"):
-        gates = torch.full((decoder.num_layers,), method.final_gate())
-        with decoder.gate(gates, layers=plan.dropped):
-            before = quality(decoder.model, held_out, run.progress, "measuring perplexity just before the cut")
-    return {**report, "perplexity_before_cut": before["perplexity"]}
+    def write_and_prove(self, plan: PruningPlan, recovered: Any | None, directory: Path) -> tuple[Proof, Any]:
+        """Write a cut copy, held to the bypassed model, or the model that was recovered after its cut, held to itself."""
+        model, expected, proof_ids = recovered, None, self.data.take(2).input_ids
+        if recovered is None:
+            expected = bypassed_logits(self.decoder, plan.dropped, proof_ids)
+            model = cut_copy(self.decoder, plan.dropped)
+        return write_and_prove(model, self.tokenizer, directory, proof_ids, self.trust_remote_code, expected=expected)
 
-
-def _plan(
-    method: Method,
-    decoder: Decoder,
-    data: TokenBatches,
-    held_out: TokenBatches,
-    target: Target,
-    dense_perplexity: float,
-    run: Run,
-) -> tuple[PruningPlan, dict[str, Any] | None]:
-    """Which layers go, and how their number was found where it was searched for."""
-    if target.is_budget:
-        return plan_within_budget(
-            method, decoder, data, held_out, target=target, dense_perplexity=dense_perplexity, run=run
-        )
-    if target.layers is None:
-        return method.plan(decoder, data, drop=num_to_drop(target, decoder), run=run), None
-    plan = PruningPlan(num_layers=decoder.num_layers, order=target.layers, method="given", options=method.options())
-    return plan, None
+    @contextmanager
+    def _kept_if_diverged(self, model: Any, state: str) -> Iterator[None]:
+        """Save, beside `out`, the last good weights that a training inside gives up with; the error says where they are."""
+        try:
+            yield
+        except TrainingDivergedError as error:
+            places = (f"{Path(self.out)}.last-good{number or ''}" for number in itertools.count())
+            kept = next(place for place in places if not Path(place).exists())
+            with new_directory(kept) as directory:
+                save_checkpoint(model, self.tokenizer, directory)
+            raise TrainingDivergedError(f"{error} (saved, {state}, to {kept})") from error

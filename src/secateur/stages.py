@@ -1,14 +1,13 @@
-"""The stages that `prune` and `tune` are made of: what each run measures, cuts, proves and writes."""
+"""What `prune`, `tune` and their siblings do alike: measure, cut, prove, write, and say beforehand what it will take."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,32 +17,27 @@ import torch
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
-from secateur.errors import ModelError, ProofError, TrainingDivergedError
+from secateur.errors import ModelError, ProofError
 from secateur.estimation.estimate import Setting, estimated_phases, peak_bytes
 from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.speed import SpeedSettings, measure_speed, room
-from secateur.methods import Cost, Method, Run
+from secateur.methods import Cost, Run
 from secateur.methods.base import measuring
 from secateur.plan import PruningPlan, write_json
 from secateur.progress import Progress
 from secateur.report.card import inherited_metadata, model_card
 from secateur.report.record import count_parameters, directory_size
-from secateur.surgery.checkpoint import Proof, bypassed_logits, new_directory, prove_checkpoint, save_checkpoint
+from secateur.surgery.checkpoint import Proof, bypassed_logits, prove_checkpoint, save_checkpoint
 from secateur.surgery.live import remove_layers_
-from secateur.training.precision import round_back_, to_float32_
-from secateur.training.recovery import Recovery, recover_
+from secateur.training.recovery import Recovery
 
 __all__ = [
     "Stages",
     "add_speed",
     "check_cut",
-    "cut_and_prove",
-    "cut_and_recover",
     "cut_copy",
     "duration",
-    "kept_if_diverged",
     "preflight",
-    "prepare_or_keep_",
     "quality",
     "sharing_copy",
     "size",
@@ -165,87 +159,11 @@ def quality(model: Any, held_out: TokenBatches, progress: Progress, description:
     }
 
 
-def prepare_or_keep_(
-    method: Method,
-    decoder: Decoder,
-    tokenizer: Any,
-    data: TokenBatches,
-    plan: PruningPlan,
-    run: Run,
-    out: str | Path,
-    *,
-    wide: bool = True,
-) -> dict[str, Any]:
-    """Prepare, 16-bit weights in float32 where they are trained (`wide`); what a training that gives up leaves is kept."""
-    with kept_if_diverged(decoder.model, tokenizer, out, "all layers in place"):
-        stored = to_float32_(decoder.model) if wide and method.trains_weights(data) else []
-        try:
-            return method.prepare_(decoder, data, plan, run=run)
-        finally:
-            round_back_(stored)
-
-
-@contextmanager
-def kept_if_diverged(model: Any, tokenizer: Any, out: str | Path, state: str) -> Iterator[None]:
-    """Save, beside `out`, the last good weights that a training inside gives up with; the error says where, and their state."""
-    try:
-        yield
-    except TrainingDivergedError as error:
-        places = (f"{Path(out)}.last-good{number or ''}" for number in itertools.count())
-        kept = next(place for place in places if not Path(place).exists())
-        with new_directory(kept) as directory:
-            save_checkpoint(model, tokenizer, directory)
-        raise TrainingDivergedError(f"{error} (saved, {state}, to {kept})") from error
-
-
 def cut_copy(decoder: Decoder, dropped: Collection[int]) -> Any:
     """A model without `dropped` that shares every tensor with the one that has them."""
     pruned = sharing_copy(decoder.model)
     remove_layers_(pruned, dropped)
     return pruned
-
-
-def cut_and_prove(
-    decoder: Decoder, tokenizer: Any, plan: PruningPlan, data: TokenBatches, directory: Path, trust_remote_code: bool
-) -> tuple[Proof, Any]:
-    """Cut a copy, write it, and hold what is written to the bypassed model."""
-    proof_ids = data.take(2).input_ids
-    expected = bypassed_logits(decoder, plan.dropped, proof_ids)
-    save_checkpoint(cut_copy(decoder, plan.dropped), tokenizer, directory)
-    return prove_checkpoint(directory, proof_ids, expected, trust_remote_code=trust_remote_code)
-
-
-def cut_and_recover(
-    decoder: Decoder,
-    tokenizer: Any,
-    plan: PruningPlan,
-    data: TokenBatches,
-    held_out: TokenBatches,
-    recovery: Recovery,
-    run: Stages,
-    context: Run,
-    out: str | Path,
-    *,
-    wide: bool,
-    load_dense: Callable[[], Any],
-) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Cut a copy, hold it to the bypassed model, measure it, and train it; its kept layers are the decoder's own.
-
-    The teacher is the dense model read again: what `decoder` holds may have been prepared, and is about to be trained.
-    """
-    proof_ids = data.take(2).input_ids
-    with run.stage("cut"):
-        expected = bypassed_logits(decoder, plan.dropped, proof_ids)
-        pruned = cut_copy(decoder, plan.dropped)
-        difference = check_cut(bypassed_logits(Decoder(pruned), (), proof_ids), expected)
-    with run.stage("measure before recovery"):
-        before = quality(pruned, held_out, run.progress, "measuring perplexity before the recovery")
-    with run.stage("recover"), kept_if_diverged(pruned, tokenizer, out, "with the layers removed"):
-        report = recover_(
-            Decoder(pruned), data, settings=recovery, teacher=load_dense() if recovery.needs_teacher else None,
-            precision=context.precision, wide=wide, seed=context.seed, progress=run.progress,
-        )  # fmt: skip
-    return pruned, before, {"settings": asdict(recovery), "cut_difference": difference, **report}
 
 
 def check_cut(logits: torch.Tensor, expected: torch.Tensor) -> float:
@@ -264,10 +182,17 @@ def check_cut(logits: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def write_and_prove(
-    model: Any, tokenizer: Any, directory: Path, proof_ids: torch.Tensor, trust_remote_code: bool
+    model: Any,
+    tokenizer: Any,
+    directory: Path,
+    proof_ids: torch.Tensor,
+    trust_remote_code: bool,
+    *,
+    expected: torch.Tensor | None = None,
 ) -> tuple[Proof, Any]:
-    """Write a model as it is now, trained after its cut, and hold what is written to it."""
-    expected = bypassed_logits(Decoder(model), (), proof_ids)
+    """Write a model as it is now, and hold what is written to `expected`: its own logits, trained after its cut, if None."""
+    if expected is None:
+        expected = bypassed_logits(Decoder(model), (), proof_ids)
     save_checkpoint(model, tokenizer, directory)
     return prove_checkpoint(directory, proof_ids, expected, trust_remote_code=trust_remote_code)
 

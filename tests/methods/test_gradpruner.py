@@ -21,7 +21,8 @@ from secateur.progress import Silent
 from secateur.surgery.absorb import absorb_
 from secateur.surgery.merge import merge_layers_
 from secateur.training.igia import IGIACallback
-from secateur.training.supervised import rows_of_windows, score_layers
+from secateur.training.rows import rows_of_windows
+from secateur.training.scoring import score_layers
 
 WEIGHTS = [f"self_attn.{name}_proj.weight" for name in "qkvo"] + [
     f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")

@@ -1,180 +1,31 @@
-"""Fine-tuning on a task: tokens by hand, steps by hand in float64, and runs against themselves done another way."""
+"""Fine-tuning on a task: steps by hand in float64, and runs against themselves done another way."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-import random
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from made_up_rows import made_up_rows
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
-from secateur.data import TokenBatches
-from secateur.data.chat import ChatTemplate
-from secateur.data.examples import Example, Examples
 from secateur.decoder import Decoder
-from secateur.errors import DataError, RequestError, TrainingDivergedError
-from secateur.evaluation.likelihood import log_likelihoods
-from secateur.training import supervised
-from secateur.training.igia import IGIACallback
-from secateur.training.lora import attach_lora
-from secateur.training.supervised import FineTuning, Rows, Scoring, fine_tune_, rows_of, rows_of_windows, score_layers
-from tiny_families import build
+from secateur.errors import RequestError, TrainingDivergedError
+from secateur.training.rows import Rows
+from secateur.training.supervised import FineTuning, fine_tune_
 
-BOS, EOS, TURN = 0, 1, 2
 CHECKPOINTING = next(  # transformers is renaming it
     name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, name)
 )
 
 
-def words(*, before: bool = False) -> PreTrainedTokenizerFast:
-    """`w7` is token 7 + 4; <s> and </s> are 0 and 1, <|turn|> is 2; on demand <s> comes before every text."""
-    vocabulary = {"<s>": BOS, "</s>": EOS, "<|turn|>": TURN, "<unk>": 3} | {
-        f"w{index}": index + 4 for index in range(90)
-    }
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 (a token of text)
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(
-        single="<s> $A" if before else "$A", special_tokens=[("<s>", BOS)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")  # noqa: S106
-
-
-def examples_of(*pairs: tuple[str, str], kind: Any = "completion") -> Examples:
-    return Examples(items=tuple(Example(options=(pair,)) for pair in pairs), kind=kind, spec="made up")
-
-
-def row_of(tokenizer: Any, prompt: str, completion: str, *, model: Any, max_length: int = 64, **kind: Any) -> Any:
-    (row,) = rows_of(examples_of((prompt, completion), **kind), model, tokenizer, max_length=max_length)
-    return row["input_ids"], row["labels"]
-
-
-# ---- tokens ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("before", [False, True])
-def test_labels_are_the_completion_and_the_end_of_text_and_nothing_of_the_prompt(tiny_model: Any, before: bool) -> None:
-    ids, labels = row_of(words(before=before), "w1 w2", " w3 w4", model=tiny_model)
-    assert ids == [*[BOS] * before, 5, 6, 7, 8, EOS]
-    assert labels == [*[-100] * (before + 2), 7, 8, EOS]
-
-
-@pytest.mark.parametrize(
-    ("template", "ids"),
-    [
-        # what ends a turn is the end of text: it is there already, and what follows it stays
-        ("{% for m in messages %}{{ m.content }} </s> {% endfor %}{% if add_generation_prompt %}{% endif %}", [5, EOS, 6, EOS]),
-        # the template writes the BOS itself, and ends its turns by a token that is not the end of text
-        ("<s> {% for m in messages %}{{ m.content }} <|turn|> {% endfor %}", [BOS, 5, TURN, 6, TURN, EOS]),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("before", [False, True])
-def test_text_of_a_chat_template_gets_no_second_bos_or_eos(
-    tiny_model: Any, template: str, ids: list[int], before: bool
-) -> None:
-    tokenizer = words(before=before)
-    tokenizer.chat_template = template
-    pair = ChatTemplate(tokenizer=tokenizer).pair(
-        [{"role": "user", "content": "w1"}], [{"role": "assistant", "content": "w2"}]
-    )
-    found, labels = row_of(tokenizer, *pair, model=tiny_model)
-    expected = ids if ids[0] == BOS or not before else [BOS, *ids]  # once, whoever writes it
-    assert found == expected
-    learnt = expected.index(6)
-    assert labels == [-100] * learnt + expected[learnt:]
-
-
-def test_prompt_is_cut_from_the_left_and_the_completion_never(tiny_model: Any) -> None:
-    ids, labels = row_of(words(), "w1 w2 w3 w4", " w5 w6", model=tiny_model, max_length=5)
-    assert ids == [7, 8, 9, 10, EOS]  # two of four tokens of the prompt
-    assert labels == [-100, -100, 9, 10, EOS]
-    assert row_of(words(), "w1 w2", " w5 w6", model=tiny_model, max_length=5)[0] == [5, 6, 9, 10, EOS]
-    assert row_of(words(), "w1 w2", " w5 w6 w7", model=tiny_model, max_length=5)[0] == [6, 9, 10, 11, EOS]
-    with pytest.raises(DataError, match=r"completion ' w5 w6 w7 w8' has 4 tokens"):
-        row_of(words(), "w1", " w5 w6 w7 w8", model=tiny_model, max_length=5)
-
-
-def test_plain_text_is_cut_at_its_end_and_all_of_it_is_learnt_after_the_token_before(tiny_model: Any) -> None:
-    whole = row_of(words(), "", "w1 w2 w3 w4", model=tiny_model, kind="text")
-    assert whole == ([BOS, 5, 6, 7, 8, EOS], [-100, 5, 6, 7, 8, EOS])
-    cut = row_of(words(), "", "w1 w2 w3 w4", model=tiny_model, kind="text", max_length=4)
-    assert cut == ([BOS, 5, 6, 7], [-100, 5, 6, 7])
-
-
-def test_no_row_is_longer_than_the_context_of_the_model() -> None:
-    model = build("gpt2", n_positions=8, vocab_size=128)
-    text = " ".join(f"w{index}" for index in range(20))
-    tokenizer = words()
-    rows = [
-        *rows_of(examples_of(("", text), kind="text"), model, tokenizer, max_length=1024),
-        *rows_of(examples_of((text, " w21 w22")), model, tokenizer, max_length=1024),
-    ]
-    assert [len(row["input_ids"]) for row in rows] == [8, 8]
-    assert rows[1]["labels"][-3:] == [25, 26, EOS]
-    for row in rows:
-        model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]]))
-
-
-def test_without_an_end_of_text_the_completion_ends_the_row(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    assert tiny_tokenizer.eos_token_id is None
-    ids, labels = row_of(tiny_tokenizer, "ab", " c", model=tiny_model)
-    assert ids == tiny_tokenizer("ab c")["input_ids"]
-    assert labels == [-100, -100, *ids[2:]]
-
-
-def test_loss_of_a_row_is_on_the_tokens_that_are_scored(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    """Σ ln p over a row's labels is what `evaluation` gives for the completion, and the cut prompt's too."""
-    pairs = [("One and two make", " three"), ("Is it? ", "no"), ("", "text"), ("A longer prompt than fits", " it")]
-    long = 14
-    rows = rows_of(examples_of(*pairs), tiny_model, tiny_tokenizer, max_length=long)
-    # two tokens of the prompt fewer than scoring leaves, for the end of text and the last token, which training reads
-    scored = log_likelihoods(tiny_model, tiny_tokenizer, pairs, max_length=long - 2)
-    assert [len(row["input_ids"]) for row in rows] == [13, 9, 5, 13]
-    for row, item in zip(rows, scored, strict=True):
-        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
-        with torch.no_grad():
-            logs = tiny_model(input_ids=ids).logits[0].double().log_softmax(-1)
-        places = (labels != -100).nonzero().flatten()
-        assert len(places) == item.num_tokens
-        assert sum(logs[place - 1, labels[place]].item() for place in places) == pytest.approx(item.nats, rel=1e-5)
-
-
-def test_rows_of_choices_are_of_the_right_option(tiny_model: Any) -> None:
-    item = Example(options=(("w1", " w2"), ("w1", " w3")), label=1)
-    examples = Examples(items=(item,), kind="choice", spec="made up")
-    (row,) = rows_of(examples, tiny_model, words(), max_length=9)
-    assert row == {"input_ids": [5, 7, EOS], "labels": [-100, 7, EOS]}
-
-
-def test_rows_of_windows_learn_every_token() -> None:
-    windows = TokenBatches(torch.arange(6).view(2, 3), 2, "made up")
-    assert rows_of_windows(windows) == [
-        {"input_ids": [0, 1, 2], "labels": [0, 1, 2]},
-        {"input_ids": [3, 4, 5], "labels": [3, 4, 5]},
-    ]
-
-
 # ---- one step by hand ----------------------------------------------------------------------------------------------------
-
-
-def made_up(count: int, *, seed: int = 0) -> Rows:
-    """Rows of different lengths, with completions of 1 to 5 tokens."""
-    draw = torch.Generator().manual_seed(seed)
-    rows = []
-    for index in range(count):
-        prompt = torch.randint(3, 120, (3 + index % 4,), generator=draw).tolist()
-        completion = torch.randint(3, 120, (1 + 4 * (index % 2),), generator=draw).tolist()
-        rows.append({"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion})
-    return rows
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
@@ -228,7 +79,7 @@ def adamw(model: Any, rows: Rows, *, steps: int, rate: float, decay: float, clip
 
 def test_steps_equal_adamw_by_hand_in_float64(tiny_model: Any, tmp_path: Path) -> None:
     tiny_model.double()
-    rows, start, reference = made_up(4), weights_of(tiny_model), copy.deepcopy(tiny_model)
+    rows, start, reference = made_up_rows(4), weights_of(tiny_model), copy.deepcopy(tiny_model)
     settings = {"max_steps": 3, "weight_decay": 0.1, "max_grad_norm": 0.7}
     _, report = tune(tiny_model, rows, tmp_path, **settings)
     losses = adamw(reference, rows, steps=3, rate=1e-2, decay=0.1, clip=0.7)
@@ -244,7 +95,7 @@ def test_two_micro_batches_of_two_equal_one_of_four(tiny_model: Any, tmp_path: P
     """Token-mean over the accumulated batch: the completions have 1 and 5 tokens, so a mean of means is another."""
     tiny_model.double()
     twin = copy.deepcopy(tiny_model)
-    rows = made_up(8)
+    rows = made_up_rows(8)
     one, _ = tune(tiny_model, rows, tmp_path / "1", max_steps=4)
     other, _ = tune(twin, rows, tmp_path / "2", max_steps=4, micro_batch=2)
     moved = 0.0
@@ -257,9 +108,9 @@ def test_two_micro_batches_of_two_equal_one_of_four(tiny_model: Any, tmp_path: P
 def test_gradient_checkpointing_gives_the_same_weights_and_is_off_again(tiny_model: Any, tmp_path: Path) -> None:
     for train in ("lora", "full"):  # full last: it changes the model
         twin = copy.deepcopy(tiny_model)
-        plain, _ = tune(copy.deepcopy(tiny_model), made_up(4), tmp_path / train, train=train, max_steps=2)
+        plain, _ = tune(copy.deepcopy(tiny_model), made_up_rows(4), tmp_path / train, train=train, max_steps=2)
         trainer = {CHECKPOINTING: True}
-        lean, _ = tune(twin, made_up(4), tmp_path / f"{train}-lean", train=train, max_steps=2, trainer=trainer)
+        lean, _ = tune(twin, made_up_rows(4), tmp_path / f"{train}-lean", train=train, max_steps=2, trainer=trainer)
         for weight, same in zip(plain.parameters(), lean.parameters(), strict=True):
             assert torch.allclose(weight, same, atol=1e-5)
         assert not any(getattr(module, "gradient_checkpointing", False) for module in twin.modules())
@@ -270,7 +121,7 @@ def test_gradient_checkpointing_gives_the_same_weights_and_is_off_again(tiny_mod
 
 def test_lora_leaves_the_weights_of_the_model_bit_for_bit(tiny_model: Any, tmp_path: Path) -> None:
     before, names = weights_of(tiny_model), set(dict(tiny_model.named_modules()))
-    tuned, _ = tune(tiny_model, made_up(8), tmp_path, train="lora", max_steps=4)
+    tuned, _ = tune(tiny_model, made_up_rows(8), tmp_path, train="lora", max_steps=4)
     assert any(bool(weight.any()) for name, weight in tuned.named_parameters() if "lora_B" in name)
     plain = tuned.unload()
     assert set(dict(plain.named_modules())) == names
@@ -303,7 +154,13 @@ def test_weights_are_those_of_the_epoch_with_the_best_validation_score(
 ) -> None:
     judge = Judge(*scores)
     tuned, report = tune(
-        tiny_model, made_up(8), tmp_path, train=train, epochs=3, validate=judge, greater_is_better=greater_is_better
+        tiny_model,
+        made_up_rows(8),
+        tmp_path,
+        train=train,
+        epochs=3,
+        validate=judge,
+        greater_is_better=greater_is_better,
     )
     assert [entry["score"] for entry in report["validation"]] == list(scores)
     assert (report["steps"], report["best_step"]) == (6, 2 * (best + 1))
@@ -319,7 +176,7 @@ def test_without_validation_the_weights_are_the_last(tiny_model: Any, tmp_path: 
             self.weights = weights_of(model)
 
     last = Last()
-    _, report = tune(tiny_model, made_up(8), tmp_path, epochs=2, callbacks=[last])
+    _, report = tune(tiny_model, made_up_rows(8), tmp_path, epochs=2, callbacks=[last])
     assert all(torch.equal(weight, last.weights[name]) for name, weight in tiny_model.named_parameters())
     assert (report["best_step"], report["validation"], report["examples"]) == (4, [], 16)
 
@@ -329,7 +186,7 @@ def test_patience_ends_the_training_after_so_many_epochs_that_are_no_better(
     tiny_model: Any, tmp_path: Path, patience: int | None, epochs: int
 ) -> None:
     judge = Judge(0.5, 0.6, 0.6, 0.1, 0.2, 0.3)
-    _, report = tune(tiny_model, made_up(4), tmp_path, epochs=6, validate=judge, patience=patience)
+    _, report = tune(tiny_model, made_up_rows(4), tmp_path, epochs=6, validate=judge, patience=patience)
     assert report["steps"] == len(judge.seen) == epochs
     assert report["best_step"] == 2
 
@@ -339,7 +196,7 @@ def test_last_part_of_an_epoch_is_measured_too(
     tiny_model: Any, tmp_path: Path, epochs: float, max_steps: int | None, expected: int
 ) -> None:
     judge = Judge(0.1, 0.2, 0.3)
-    _, report = tune(tiny_model, made_up(8), tmp_path, epochs=epochs, max_steps=max_steps, validate=judge)
+    _, report = tune(tiny_model, made_up_rows(8), tmp_path, epochs=epochs, max_steps=max_steps, validate=judge)
     assert FineTuning(epochs=epochs, max_steps=max_steps, batch_size=4).num_steps(8) == report["steps"] == expected
     assert report["best_step"] == report["validation"][-1]["step"] == expected
 
@@ -350,7 +207,7 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(tiny_model: An
     for run, seed in enumerate((1, 1, 2)):
         torch.manual_seed(run)
         settings = {"train": train, "max_steps": 2, "lora_dropout": 0.2, "seed": seed, "save": False}
-        tuned, _ = tune(copy.deepcopy(tiny_model), made_up(16), tmp_path / str(run), **settings)
+        tuned, _ = tune(copy.deepcopy(tiny_model), made_up_rows(16), tmp_path / str(run), **settings)
         found.append(weights_of(tuned))
     assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
     assert not all(torch.equal(weight, found[2][name]) for name, weight in found[0].items())
@@ -386,12 +243,12 @@ def test_interrupted_and_resumed_training_ends_with_the_bytes_of_the_undisturbed
     tiny_model: Any, tmp_path: Path, train: str, step: int
 ) -> None:
     settings = {"train": train, "epochs": 3, "micro_batch": 2, "lora_dropout": 0.2, "validate": same_each_time}
-    whole, expected = tune(copy.deepcopy(tiny_model), made_up(8), tmp_path / "whole", **settings)
+    whole, expected = tune(copy.deepcopy(tiny_model), made_up_rows(8), tmp_path / "whole", **settings)
     broken = copy.deepcopy(tiny_model)
     with pytest.raises(KeyboardInterrupt):
-        tune(broken, made_up(8), tmp_path / "work", **settings, callbacks=[Interrupt(step)])
+        tune(broken, made_up_rows(8), tmp_path / "work", **settings, callbacks=[Interrupt(step)])
     assert set(dict(broken.named_modules())) == set(dict(tiny_model.named_modules()))
-    resumed, report = tune(copy.deepcopy(tiny_model), made_up(8), tmp_path / "work", **settings)
+    resumed, report = tune(copy.deepcopy(tiny_model), made_up_rows(8), tmp_path / "work", **settings)
     for (name, weight), same in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(weight, same), name
     assert report["best_step"] == expected["best_step"]
@@ -400,10 +257,10 @@ def test_interrupted_and_resumed_training_ends_with_the_bytes_of_the_undisturbed
 
 
 def test_interrupt_before_the_first_checkpoint_starts_over(tiny_model: Any, tmp_path: Path) -> None:
-    whole, _ = tune(copy.deepcopy(tiny_model), made_up(8), tmp_path / "whole", epochs=2)
+    whole, _ = tune(copy.deepcopy(tiny_model), made_up_rows(8), tmp_path / "whole", epochs=2)
     with pytest.raises(KeyboardInterrupt):
-        tune(copy.deepcopy(tiny_model), made_up(8), tmp_path / "work", epochs=2, callbacks=[Interrupt(1)])
-    resumed, _ = tune(copy.deepcopy(tiny_model), made_up(8), tmp_path / "work", epochs=2)
+        tune(copy.deepcopy(tiny_model), made_up_rows(8), tmp_path / "work", epochs=2, callbacks=[Interrupt(1)])
+    resumed, _ = tune(copy.deepcopy(tiny_model), made_up_rows(8), tmp_path / "work", epochs=2)
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
@@ -415,8 +272,8 @@ def test_training_that_had_ended_is_not_trained_on(
 ) -> None:
     """An epoch that was to end half-way is not ended, and the best epoch is the best still."""
     settings = {"train": train, "epochs": epochs, "validate": Judge(*scores) if scores else None}
-    whole, expected = tune(copy.deepcopy(tiny_model), made_up(8), tmp_path, **settings)
-    again, report = tune(copy.deepcopy(tiny_model), made_up(8), tmp_path, **settings, callbacks=[NoStep()])
+    whole, expected = tune(copy.deepcopy(tiny_model), made_up_rows(8), tmp_path, **settings)
+    again, report = tune(copy.deepcopy(tiny_model), made_up_rows(8), tmp_path, **settings, callbacks=[NoStep()])
     for (name, weight), same in zip(whole.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(weight, same), name
     assert {**report, "seconds": 0} == {**expected, "seconds": 0}
@@ -424,8 +281,8 @@ def test_training_that_had_ended_is_not_trained_on(
 
 def test_training_that_patience_had_ended_is_not_trained_on(tiny_model: Any, tmp_path: Path) -> None:
     settings = {"epochs": 5, "patience": 1}
-    whole, expected = tune(copy.deepcopy(tiny_model), made_up(4), tmp_path, **settings, validate=Judge(0.5, 0.4))
-    again, report = tune(copy.deepcopy(tiny_model), made_up(4), tmp_path, **settings, validate=Judge(0.9, 0.9))
+    whole, expected = tune(copy.deepcopy(tiny_model), made_up_rows(4), tmp_path, **settings, validate=Judge(0.5, 0.4))
+    again, report = tune(copy.deepcopy(tiny_model), made_up_rows(4), tmp_path, **settings, validate=Judge(0.9, 0.9))
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
     assert (report["steps"], report["best_step"]) == (expected["steps"], expected["best_step"]) == (2, 1)
 
@@ -433,26 +290,28 @@ def test_training_that_patience_had_ended_is_not_trained_on(tiny_model: Any, tmp
 def test_patience_goes_on_counting_where_it_was_interrupted(tiny_model: Any, tmp_path: Path) -> None:
     settings = {"epochs": 6, "patience": 2}
     whole, expected = tune(
-        copy.deepcopy(tiny_model), made_up(4), tmp_path / "whole", **settings, validate=Judge(0.5, 0.4, 0.3, 0.9)
+        copy.deepcopy(tiny_model), made_up_rows(4), tmp_path / "whole", **settings, validate=Judge(0.5, 0.4, 0.3, 0.9)
     )
     with pytest.raises(KeyboardInterrupt):
         tune(
-            copy.deepcopy(tiny_model), made_up(4), tmp_path / "work", **settings,
+            copy.deepcopy(tiny_model), made_up_rows(4), tmp_path / "work", **settings,
             validate=Judge(0.5, 0.4), callbacks=[Interrupt(3)],
         )  # fmt: skip
-    again, report = tune(copy.deepcopy(tiny_model), made_up(4), tmp_path / "work", **settings, validate=Judge(0.3, 0.9))
+    again, report = tune(
+        copy.deepcopy(tiny_model), made_up_rows(4), tmp_path / "work", **settings, validate=Judge(0.3, 0.9)
+    )
     assert (report["steps"], report["best_step"]) == (expected["steps"], expected["best_step"]) == (3, 1)
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), again.parameters(), strict=True))
 
 
 def test_checkpoint_that_was_not_written_to_its_end_is_not_used(tiny_model: Any, tmp_path: Path) -> None:
-    whole, _ = tune(copy.deepcopy(tiny_model), made_up(8), tmp_path / "whole", epochs=3)
+    whole, _ = tune(copy.deepcopy(tiny_model), made_up_rows(8), tmp_path / "whole", epochs=3)
     with pytest.raises(KeyboardInterrupt):
-        tune(copy.deepcopy(tiny_model), made_up(8), tmp_path / "work", epochs=3, callbacks=[Interrupt(5)])
+        tune(copy.deepcopy(tiny_model), made_up_rows(8), tmp_path / "work", epochs=3, callbacks=[Interrupt(5)])
     (tmp_path / "work" / "checkpoint-4" / "trainer_state.json").write_text('{"best_global_step": null, "epo')
     shutil.copytree(tmp_path / "work" / "checkpoint-2", tmp_path / "work" / "checkpoint-5")
     (tmp_path / "work" / "checkpoint-5" / "trainer_state.json").unlink()
-    resumed, _ = tune(copy.deepcopy(tiny_model), made_up(8), tmp_path / "work", epochs=3)
+    resumed, _ = tune(copy.deepcopy(tiny_model), made_up_rows(8), tmp_path / "work", epochs=3)
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
@@ -472,7 +331,7 @@ def test_loss_that_is_not_finite_stops_the_training_with_a_remedy(tiny_model: An
     with pytest.raises(
         TrainingDivergedError, match=r"became nan at step 3; try a lower learning rate \(now 0\.01\)"
     ) as e:
-        tune(tiny_model, made_up(8), tmp_path, train=train, epochs=3)
+        tune(tiny_model, made_up_rows(8), tmp_path, train=train, epochs=3)
     handle.remove()
     assert "\n" not in str(e.value)
     assert list(dict(tiny_model.named_modules())) == names
@@ -489,7 +348,7 @@ def test_wrong_value_of_a_trainer_option_is_refused_and_changes_nothing(
     before, names = weights_of(tiny_model), list(dict(tiny_model.named_modules()))
     tiny_model.model.embed_tokens.requires_grad_(False)
     with pytest.raises(RequestError, match="trainer options: ") as caught:
-        tune(tiny_model, made_up(4), tmp_path, train=train, max_steps=1, trainer={"lr_scheduler_type": "no-such"})
+        tune(tiny_model, made_up_rows(4), tmp_path, train=train, max_steps=1, trainer={"lr_scheduler_type": "no-such"})
     assert "\n" not in str(caught.value)
     assert list(dict(tiny_model.named_modules())) == names
     assert [name for name, weight in tiny_model.named_parameters() if not weight.requires_grad] == [
@@ -528,40 +387,9 @@ def test_setting_that_makes_no_sense_is_refused_with_its_value(wrong: dict[str, 
         FineTuning(**wrong)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"gradients": "both"}, "gradients is one of lora, full, not 'both'"),
-        ({"scoring_steps": 2}, "scoring_steps is a count of 3 or more, or a share between 0 and 1, not 2"),
-        ({"scoring_steps": 1, "scoring_warmup": 0.0}, "scoring_steps is a count of 2 or more, or a share"),
-        ({"scoring_steps": 1.0}, "a share between 0 and 1, not 1"),
-        ({"scoring_steps": 0.0}, "a share between 0 and 1, not 0"),
-        ({"scoring_rank": 0}, "scoring_rank must be above 0, not 0"),
-        ({"scoring_alpha": 0}, "scoring_alpha must be above 0, not 0"),
-        ({"scoring_rate": -1e-4}, "scoring_rate must be above 0, not -0.0001"),
-        ({"scoring_batch": 0}, "scoring_batch must be above 0, not 0"),
-        ({"scoring_warmup": 2.0}, "scoring_warmup is a share, not 2"),
-        ({"scoring_weight_decay": -1.0}, "scoring_weight_decay must be 0 or more, not -1"),
-    ],
-)
-def test_setting_of_the_scoring_that_makes_no_sense_is_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        Scoring(**wrong)
-
-
 def test_learning_rate_is_that_of_the_way_of_training_unless_given() -> None:
     assert [FineTuning(train=train).rate for train in ("full", "lora")] == [2e-5, 2e-4]
     assert FineTuning(train="full", learning_rate=1e-3).rate == 1e-3
-
-
-@pytest.mark.parametrize(
-    ("steps", "total", "expected"),
-    [(None, 100, 10), (None, 5000, 50), (7, 3, 7), (0.1, 105, 11), (0.01, 20, 3)],
-)
-def test_number_of_scoring_steps_is_a_count_or_a_share_rounded_up(
-    steps: float | None, total: int, expected: int
-) -> None:
-    assert Scoring(scoring_steps=steps).num_scoring_steps(total) == expected
 
 
 # ---- what is given back --------------------------------------------------------------------------------------------------
@@ -576,7 +404,7 @@ def test_configuration_modes_and_trainability_come_back(
     tiny_model.config.architectures = ["LlamaForCausalLM"]  # as a checkpoint has it
     config, generation = tiny_model.config.to_dict(), tiny_model.generation_config.to_dict()
     tuned, _ = tune(
-        tiny_model, made_up(4), tmp_path, train=train, max_steps=2, validate=same_each_time, precision=precision
+        tiny_model, made_up_rows(4), tmp_path, train=train, max_steps=2, validate=same_each_time, precision=precision
     )
     assert not any(module.training for module in tuned.modules())
     plain = tuned.unload() if train == "lora" else tuned
@@ -594,130 +422,13 @@ def test_configuration_modes_and_trainability_come_back(
 def test_nothing_is_written_to_either_stream(
     tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tune(tiny_model, made_up(4), tmp_path, epochs=3, validate=same_each_time)
+    tune(tiny_model, made_up_rows(4), tmp_path, epochs=3, validate=same_each_time)
     assert capsys.readouterr() == ("", "")
-
-
-# ---- scoring the layers --------------------------------------------------------------------------------------------------
-
-
-def everything(model: Any) -> dict[str, Any]:
-    """Weights as bytes, gradients, what is trainable, modes, hooks, configuration, and all random generators."""
-    found: dict[str, Any] = {
-        name: (
-            weight.detach().numpy().tobytes(),
-            weight.requires_grad,
-            None if weight.grad is None else weight.grad.tolist(),
-        )
-        for name, weight in model.named_parameters()
-    }
-    found |= {
-        f"{name}.": (module.training, len(module._forward_hooks), "forward" in vars(module))
-        for name, module in model.named_modules()
-    }
-    return found | {
-        "config": model.config.to_dict(),
-        "random": (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()),
-    }
-
-
-@pytest.fixture
-def _generators() -> Iterator[None]:
-    states = random.getstate(), np.random.get_state()
-    yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-
-
-def unusual(model: Any) -> Any:
-    """A model in a state that no training leaves it in."""
-    model.train()
-    model.model.layers[1].eval()
-    model.model.layers[2].requires_grad_(False)
-    model.model.layers[3].mlp.up_proj.weight.grad = torch.ones(64, 32)
-    return model
-
-
-@pytest.mark.usefixtures("_generators")
-@pytest.mark.parametrize("gradients", ["lora", "full"])
-@pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_scoring_leaves_the_model_and_all_generators_as_they_were(
-    tiny_model: Any, gradients: Any, precision: torch.dtype | None
-) -> None:
-    before = everything(unusual(tiny_model))
-    settings = Scoring(gradients=gradients, scoring_steps=3, scoring_rate=1e-2)
-    callback = score_layers(Decoder(tiny_model), made_up(16), settings=settings, precision=precision)
-    assert callback.accumulated().num_steps == 3
-    assert everything(tiny_model) == before
-
-
-@pytest.mark.usefixtures("_generators")
-@pytest.mark.parametrize("gradients", ["lora", "full"])
-def test_interrupted_scoring_leaves_the_model_as_it_was(
-    tiny_model: Any, gradients: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = everything(unusual(tiny_model))
-    monkeypatch.setattr(IGIACallback, "on_step_end", stop)
-    with pytest.raises(KeyboardInterrupt):
-        score_layers(Decoder(tiny_model), made_up(16), settings=Scoring(gradients=gradients, scoring_rate=1e-2))
-    assert everything(tiny_model) == before
-
-
-def collated(rows: Rows) -> dict[str, Tensor]:
-    """Padded on the right, one row after the other."""
-    longest = max(len(row["input_ids"]) for row in rows)
-    shape = len(rows), longest
-    batch = {"input_ids": torch.zeros(shape), "labels": torch.full(shape, -100), "attention_mask": torch.zeros(shape)}
-    for place, row in enumerate(rows):
-        count = len(row["input_ids"])
-        batch["input_ids"][place, :count] = torch.tensor(row["input_ids"])
-        batch["labels"][place, :count] = torch.tensor(row["labels"])
-        batch["attention_mask"][place, :count] = 1
-    return {name: tensor.long() for name, tensor in batch.items()}
-
-
-@pytest.mark.parametrize("gradients", ["lora", "full"])
-def test_scores_equal_those_of_the_callback_in_a_trainer_of_ones_own(
-    tiny_model: Any, tmp_path: Path, gradients: Any
-) -> None:
-    """The published set-up, written out: rank 8, alpha 32, rate 1e-4, warm-up 0.03, decay 0.1, batches of 4, clipped at 1."""
-    rows, total, seed = made_up(40), 50, 3
-    twin = copy.deepcopy(tiny_model)
-    settings = Scoring(gradients=gradients, scoring_steps=5)
-    found = score_layers(Decoder(tiny_model), rows, settings=settings, total_steps=total, seed=seed)
-    callback = IGIACallback(5, gradients=gradients, stop=True)
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=total, per_device_train_batch_size=4, learning_rate=1e-4, warmup_steps=2,
-        weight_decay=0.1, max_grad_norm=1.0, seed=seed, data_seed=seed, report_to="none", use_cpu=True, save_strategy="no",
-        logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False,
-    )  # fmt: skip
-    model = attach_lora(Decoder(twin), rank=8, alpha=32, seed=seed) if gradients == "lora" else twin
-    Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collated, callbacks=[callback]).train()
-    assert list(found.layer_scores()) == pytest.approx(list(callback.layer_scores()), rel=1e-5)
-    one, other = found.accumulated(), callback.accumulated()
-    assert torch.allclose(one.matrix(2, "mlp.up_proj.weight"), other.matrix(2, "mlp.up_proj.weight"), rtol=1e-3)
-
-
-def test_scoring_without_a_total_is_one_pass_over_the_rows(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    original: Callable[..., Any] = supervised._arguments
-
-    def watched(settings: Any, *rest: Any) -> Any:
-        seen.append(settings.max_steps)
-        return original(settings, *rest)
-
-    monkeypatch.setattr(supervised, "_arguments", watched)
-    score_layers(Decoder(tiny_model), made_up(41), settings=Scoring(scoring_steps=3))
-    score_layers(Decoder(tiny_model), made_up(41), settings=Scoring(scoring_steps=13))  # more than there are
-    assert seen == [11, 13]
 
 
 def test_state_of_a_checkpoint_is_json_that_can_be_read(tiny_model: Any, tmp_path: Path) -> None:
     """What resuming rests on: whether the training was over when its state was written."""
-    tune(tiny_model, made_up(8), tmp_path, epochs=2)
+    tune(tiny_model, made_up_rows(8), tmp_path, epochs=2)
     over = {
         number: json.loads((tmp_path / f"checkpoint-{number}" / "trainer_state.json").read_text())["stateful_callbacks"]
         for number in (2, 4)

@@ -32,7 +32,7 @@ from secateur.progress import Progress
 from secateur.report.record import config_sha256, versions
 from secateur.stages import Stages, add_speed, quality, sharing_copy
 from secateur.surgery.live import remove_layers_
-from secateur.training.precision import round_back_, to_float32_
+from secateur.training.precision import in_float32
 from secateur.training.recovery import recover_
 
 __all__ = ["Workbench", "check_tasks"]
@@ -147,11 +147,8 @@ class Workbench:
         if method.prepares:
             with run.stage("prepare"):
                 wide = cell.model.dtype == "auto" and method.trains_weights(data)
-                stored = to_float32_(pruned) if wide else []
-                try:
+                with in_float32(pruned, wanted=wide):
                     report = method.prepare_(Decoder(pruned), data, plan, run=context)
-                finally:
-                    round_back_(stored)
             training = report.get("training", {})
             trained["trained_before_cut"] = int(training.get("tokens", 0))
             losses["before_cut"] = _losses(training)

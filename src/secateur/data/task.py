@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.data.chat import ChatUse
 from secateur.data.examples import Examples, load_examples
+from secateur.data.prompts import context_length
 from secateur.data.tables import splits_of
 from secateur.data.tokens import TokenBatches, tokenize
-from secateur.errors import DataError, RequestError
+from secateur.errors import DataError
+from secateur.settings import check_at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Task", "TaskSettings", "windows_of"]
+__all__ = ["Task", "TaskSettings", "calibration_windows", "windows_of"]
 
 logger = logging.getLogger(__name__)
 
 _HELD_OUT = 0.1
 _MOST_HELD_OUT = 500
+_WINDOW, _MOST_WINDOWS = 256, 128  # of a task's text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +73,7 @@ class TaskSettings:
     """Test examples, a seeded sample; all if null."""
 
     def __post_init__(self) -> None:
-        for name in ("num_train", "num_validation", "num_test"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} must be 1 or more, not {value}")
+        check_at_least(self, 1, "num_train", "num_validation", "num_test")
 
     def load(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task:
         """Load the three sets. An example that is tested or validated on is never trained on.
@@ -152,6 +152,12 @@ def windows_of(examples: Examples, tokenizer: Any, *, sequence_length: int, num_
         raise DataError(f"{examples.spec} has {len(stream)} tokens in all; give more examples")
     count = min(len(stream) // length, num_sequences)
     return TokenBatches(input_ids=stream[: count * length].view(count, length), batch_size=4, spec=examples.spec)
+
+
+def calibration_windows(examples: Examples, model: Any, tokenizer: Any) -> TokenBatches:
+    """Windows of a task's text, no longer than the model's context: enough for methods that calibrate on plain text."""
+    length = context_length(model, _WINDOW)
+    return windows_of(examples, tokenizer, sequence_length=length, num_sequences=_MOST_WINDOWS)
 
 
 def _task_of(examples: Examples) -> str:

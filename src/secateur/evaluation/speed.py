@@ -14,6 +14,7 @@ from secateur.errors import RequestError, RunError
 from secateur.evaluation.graphs import recorded_step
 from secateur.evaluation.inference import inference, input_device, read_prompt
 from secateur.progress import Progress, Silent
+from secateur.settings import check_at_least
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -44,9 +45,7 @@ class SpeedSettings:
     """Write with CUDA graphs too."""
 
     def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "new_tokens", "repeats"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        check_at_least(self, 1, "prompt_tokens", "new_tokens", "repeats")
         if not self.batch_sizes:
             raise RequestError("there is no batch size to measure; give at least one, such as 1")
         for index, size in enumerate(self.batch_sizes):

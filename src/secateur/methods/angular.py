@@ -27,9 +27,10 @@ from torch.nn import functional
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
-from secateur.errors import RequestError, RunError
+from secateur.errors import RunError
 from secateur.methods.base import Method, Run, measuring
 from secateur.plan import LayerScores, PruningPlan
+from secateur.settings import check_at_least
 
 __all__ = ["Angular", "block_distances"]
 
@@ -51,8 +52,7 @@ class Angular(Method):
     """Layers at the front that no block may contain; fewer where so many go that there is no other block."""
 
     def __post_init__(self) -> None:
-        if self.keep_first < 0:
-            raise RequestError(f"keep_first must be 0 or more, not {self.keep_first}")
+        check_at_least(self, 0, "keep_first")
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Measure every block in one pass over the calibration tokens, and drop the nearest of `drop` layers.

@@ -123,13 +123,17 @@ class Method(ABC):
 
         Args:
             decoder: the dense model's layers.
-            rows: the training examples, as `secateur.training.supervised.rows_of` makes them.
+            rows: the training examples, as `secateur.training.rows.rows_of` makes them.
             data: windows of the same text.
             drop: how many layers go.
             run: seed, precision, progress.
             total_steps: optimiser steps of the fine-tuning.
         """
         return self.plan(decoder, data, drop=drop, run=run)
+
+    def given(self, layers: Sequence[int], num_layers: int) -> PruningPlan:
+        """The plan of layers that somebody else chose, for this method to prepare."""
+        return PruningPlan(num_layers=num_layers, order=tuple(layers), method="given", options=self.options())
 
     def shortened(self, plan: PruningPlan, drop: int) -> PruningPlan:
         """The plan for `drop` layers that a plan of this method for as many or, where choices are nested, more contains."""

@@ -22,6 +22,7 @@ from secateur.errors import RequestError
 from secateur.methods.base import Cost, Method, Run, Step
 from secateur.methods.gates import GateLearning, choose_layers
 from secateur.plan import LayerScores, PruningPlan
+from secateur.settings import check_at_least
 from secateur.surgery.absorb import AbsorbForm, absorb_
 from secateur.training.removal import RemovalTraining, train_towards_removal_
 
@@ -54,8 +55,7 @@ class Elder(GateLearning, RemovalTraining, Method):
     def __post_init__(self) -> None:
         GateLearning.__post_init__(self)
         RemovalTraining.__post_init__(self)
-        if self.absorb_alpha is not None and not self.absorb_alpha >= 0:
-            raise RequestError(f"absorb_alpha must be 0 or more, not {self.absorb_alpha:g}")
+        check_at_least(self, 0, "absorb_alpha")
         if self.absorb is not None and self.prepare and self.fade_over != 0:
             raise RequestError("absorb replaces the layers that go, so they cannot stay active: set fade_over to 0")
         object.__setattr__(self, "nested", self.selection == "greedy")  # of the class, the joint choice

@@ -32,6 +32,7 @@ from secateur.decoder import Decoder, GateKind, evaluating
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.methods.base import Run, Step, calibration_loss, next_token_loss
 from secateur.methods.sleb import removal_losses
+from secateur.settings import check_above_zero, check_at_least
 
 __all__ = ["Choice", "GateLearning", "choose_layers", "on_budget"]
 
@@ -91,16 +92,12 @@ class GateLearning:
     """How many layers compete for each place by the calibration loss itself: the weights nominate them; 1 trusts the weights."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "gate_sequences", "joint_steps", "joint_rate", "gate_learning_rate", "first_steps", "round_steps", "shortlist",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise RequestError(f"{name} must be above 0, not {value:g}")
+        check_above_zero(
+            self, "gate_sequences", "joint_steps", "joint_rate", "gate_learning_rate", "first_steps", "round_steps", "shortlist",
+        )  # fmt: skip
         if not 0 < self.explore <= 1:
             raise RequestError(f"explore is a share above 0 and at most 1, not {self.explore:g}")
-        if not (self.lambda_1 >= 0 and math.isfinite(self.lambda_1)):
-            raise RequestError(f"lambda_1 must be 0 or more, not {self.lambda_1:g}")
+        check_at_least(self, 0, "lambda_1")
         if self.selection == "joint" and self.gate != "residual":
             raise RequestError(
                 "the joint choice needs layers that can be absent: set gate to residual, or selection to greedy"

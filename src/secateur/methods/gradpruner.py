@@ -22,10 +22,12 @@ from secateur.decoder import Decoder
 from secateur.errors import RequestError
 from secateur.methods.base import Cost, Method, Run, Step
 from secateur.plan import PruningPlan
+from secateur.settings import check_at_least, check_choices
 from secateur.surgery.absorb import AbsorbForm, absorb_
 from secateur.surgery.merge import Merge, merge_layers_, merge_targets
 from secateur.training.igia import Reduction
-from secateur.training.supervised import Rows, Scoring, one_of, rows_of_windows, score_layers
+from secateur.training.rows import Rows, rows_of_windows
+from secateur.training.scoring import Scoring, score_layers
 
 __all__ = ["GradPruner"]
 
@@ -59,13 +61,10 @@ class GradPruner(Scoring, Method):
 
     def __post_init__(self) -> None:
         Scoring.__post_init__(self)
-        one_of(self, "reduction", "merge", "absorb")
+        check_choices(self, "reduction", "merge", "absorb")
         if not 0 < self.keep <= 1:
             raise RequestError(f"keep is the share of a weight's entries that is merged, not {self.keep:g}")
-        if self.merged_layers is not None and self.merged_layers < 0:
-            raise RequestError(f"merged_layers must be 0 or more, not {self.merged_layers}")
-        if self.absorb_alpha is not None and not self.absorb_alpha >= 0:
-            raise RequestError(f"absorb_alpha must be 0 or more, not {self.absorb_alpha:g}")
+        check_at_least(self, 0, "merged_layers", "absorb_alpha")
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Score the layers in the first steps of training on plain text, and drop the lowest."""

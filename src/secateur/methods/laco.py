@@ -35,6 +35,7 @@ from secateur.decoder import Decoder
 from secateur.errors import RequestError, RunError, UnsupportedModelError
 from secateur.methods.base import Cost, Method, Run, Step, measuring
 from secateur.plan import LayerScores, PruningPlan
+from secateur.settings import check_above_zero, check_at_least
 
 __all__ = ["Laco"]
 
@@ -81,13 +82,10 @@ class Laco(Method):
     def __post_init__(self) -> None:
         least = {"layers_per_merge": 2, "lowest": 0, "highest": 2, "interval": 1, "sequences": 1}
         for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise RequestError(f"{name} must be {bound} or more, not {value}")
+            check_at_least(self, bound, name)
         if not -1 <= self.threshold <= 1:
             raise RequestError(f"threshold is a cosine, not {self.threshold:g}; choose -1..1")
-        if not self.threshold_step > 0:
-            raise RequestError(f"threshold_step must be above 0, not {self.threshold_step:g}")
+        check_above_zero(self, "threshold_step")
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Fold on trial until `drop` layers are gone; the weights are those of the dense model again afterwards.

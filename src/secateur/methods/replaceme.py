@@ -22,12 +22,12 @@ from typing import Any, ClassVar, Literal
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
-from secateur.errors import RequestError
 from secateur.methods.angular import Angular
 from secateur.methods.base import Cost, Method, Run
 from secateur.methods.shortgpt import ShortGPT
 from secateur.methods.sleb import Sleb
 from secateur.plan import LayerScores, PruningPlan
+from secateur.settings import check_at_least
 from secateur.surgery.absorb import absorb_
 
 __all__ = ["ReplaceMe"]
@@ -50,8 +50,7 @@ class ReplaceMe(Method):
     """Pull of the map towards the identity; 0 as published, chosen on the last eighth of the windows if null."""
 
     def __post_init__(self) -> None:
-        if self.alpha is not None and not self.alpha >= 0:
-            raise RequestError(f"alpha must be 0 or more, not {self.alpha:g}")
+        check_at_least(self, 0, "alpha")
         object.__setattr__(self, "nested", _CHOOSERS[self.layers_by].nested)  # of the class, a block of layers
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:

@@ -33,10 +33,11 @@ import torch
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder, evaluating
-from secateur.errors import RequestError, RunError
+from secateur.errors import RunError
 from secateur.methods.base import Cost, Method, Run, Step, next_token_loss
 from secateur.methods.sleb import removal_losses
 from secateur.plan import LayerScores, PruningPlan
+from secateur.settings import check_above_zero, check_at_least
 
 __all__ = ["ShortenedPPL", "ShortenedTaylor"]
 
@@ -53,7 +54,7 @@ class ShortenedPPL(Method):
     """Calibration windows to measure the loss on; all of them if null."""
 
     def __post_init__(self) -> None:
-        _check(sequences=self.sequences)
+        check_above_zero(self, "sequences")
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Measure the loss without each layer, and drop those whose removal costs least.
@@ -96,10 +97,8 @@ class ShortenedTaylor(Method):
     """Calibration windows to take the gradient on; all of them if null."""
 
     def __post_init__(self) -> None:
-        _check(sequences=self.sequences)
-        for name in ("keep_first", "keep_last"):
-            if getattr(self, name) < 0:
-                raise RequestError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        check_above_zero(self, "sequences")
+        check_at_least(self, 0, "keep_first", "keep_last")
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Take the loss's gradient once, and drop the layers with the smallest terms.
@@ -159,11 +158,6 @@ def _gradients_of_layers(decoder: Decoder) -> Iterator[None]:
         for weight, trainable, gradient in saved:
             weight.requires_grad_(trainable)
             weight.grad = gradient
-
-
-def _check(*, sequences: int | None) -> None:
-    if sequences is not None and sequences < 1:
-        raise RequestError(f"sequences must be above 0, not {sequences}")
 
 
 def _tokens(sequences: int | None, data: TokenBatches) -> int:

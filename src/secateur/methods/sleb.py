@@ -16,9 +16,10 @@ from torch import Tensor
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
-from secateur.errors import RequestError, RunError
+from secateur.errors import RunError
 from secateur.methods.base import Cost, Method, Run, measuring, next_token_loss
 from secateur.plan import LayerScores, PruningPlan
+from secateur.settings import check_above_zero
 
 __all__ = ["Sleb", "removal_losses"]
 
@@ -35,8 +36,7 @@ class Sleb(Method):
     """Calibration windows to measure the loss on; all of them if null."""
 
     def __post_init__(self) -> None:
-        if self.sequences is not None and self.sequences < 1:
-            raise RequestError(f"sequences must be above 0, not {self.sequences}")
+        check_above_zero(self, "sequences")
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Drop the layer whose removal costs least, `drop` times."""

@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
-from secateur.errors import RequestError
 from secateur.methods.base import Cost, Method, Run
 from secateur.plan import LayerScores, PruningPlan
+from secateur.settings import check_at_least
 from secateur.training.removal import RemovalTraining, train_towards_removal_
 
 __all__ = ["Tail"]
@@ -69,8 +69,7 @@ class Tail(Method):
     """Further fields of transformers.TrainingArguments (activation_checkpointing, report_to, optim, save_steps, …)."""
 
     def __post_init__(self) -> None:
-        if self.keep_last < 0:
-            raise RequestError(f"keep_last must be 0 or more, not {self.keep_last}")
+        check_at_least(self, 0, "keep_last")
         self._training()
         if self.keep_last > 1:  # those spared have to go as well where drop leaves no others
             object.__setattr__(self, "nested", False)

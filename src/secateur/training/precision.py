@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
-__all__ = ["round_back_", "to_float32_"]
+__all__ = ["in_float32", "round_back_", "to_float32_"]
 
 _HALF = (torch.bfloat16, torch.float16)
 
 Stored = list[tuple[nn.Parameter, torch.dtype]]
+
+
+@contextmanager
+def in_float32(model: nn.Module, *, wanted: bool = True) -> Iterator[None]:
+    """The 16-bit parameters in float32 meanwhile, if wanted; rounded at the end, also on an error."""
+    stored = to_float32_(model) if wanted else []
+    try:
+        yield
+    finally:
+        round_back_(stored)
 
 
 def to_float32_(model: nn.Module) -> Stored:

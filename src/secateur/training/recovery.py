@@ -20,8 +20,9 @@ from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.errors import RequestError
 from secateur.progress import Progress
+from secateur.settings import check_above_zero, check_at_least, check_choices, check_divides
 from secateur.step import Step
-from secateur.training.precision import round_back_, to_float32_
+from secateur.training.precision import in_float32
 from secateur.training.removal import RemovalTraining, removal_arguments, train_towards_removal_
 from secateur.training.trainer import check_trainer_options
 
@@ -102,26 +103,15 @@ class Recovery:
     """With distill: how many of the dense model's likeliest tokens are told apart, the rest being one; all if null."""
 
     def __post_init__(self) -> None:
-        kinds = ("none", *_RATES)
-        if self.recover not in kinds:
-            raise RequestError(f"recover is one of {', '.join(kinds)}, not '{self.recover}'")
-        for name in ("recover_rate", "distill_weight", "distill_temperature"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise RequestError(f"{name} must be above 0, not {value:g}")
-        for name in (
-            "recover_tokens", "recover_batch", "recover_micro_batch", "recover_rank", "recover_alpha", "recover_layers",
-            "distill_top_k",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RequestError(f"{name} must be 1 or more, not {value}")
+        check_choices(self, "recover")
+        check_above_zero(self, "recover_rate", "distill_weight", "distill_temperature")
+        check_at_least(
+            self, 1, "recover_tokens", "recover_batch", "recover_micro_batch", "recover_rank", "recover_alpha",
+            "recover_layers", "distill_top_k",
+        )  # fmt: skip
         if self.distill_weight > 1:
             raise RequestError(f"distill_weight is a share, not {self.distill_weight:g}; choose above 0 to 1")
-        if self.recover_micro_batch and self.recover_batch % self.recover_micro_batch:
-            raise RequestError(
-                f"recover_micro_batch={self.recover_micro_batch} does not divide recover_batch={self.recover_batch}"
-            )
+        check_divides(self, "recover_micro_batch", "recover_batch")
         check_trainer_options(self.recover_trainer)
         ours = sorted(self.recover_trainer.keys() & set(_OURS))
         if ours:
@@ -235,21 +225,12 @@ def recover_(
     start = time.monotonic()
     report: dict[str, Any] = {"steps": 0, "tokens": 0, "losses": []}
     if settings.trains:
-        stored = to_float32_(decoder.model) if wide and settings.recover != "lora" else []
-        try:
+        with in_float32(decoder.model, wanted=wide and settings.recover != "lora"):
             report = train_towards_removal_(
-                decoder,
-                (),
-                _in_order(data, windows, seed),
-                settings=_training(settings),
-                teacher=teacher if settings.needs_teacher else None,
-                precision=precision,
-                seed=seed,
-                progress=progress,
+                decoder, (), _in_order(data, windows, seed), settings=_training(settings),
+                teacher=teacher if settings.needs_teacher else None, precision=precision, seed=seed, progress=progress,
                 description="recovering",
-            )
-        finally:
-            round_back_(stored)
+            )  # fmt: skip
     return {
         "kind": settings.recover,
         "rate": settings.rate,

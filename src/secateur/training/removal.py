@@ -26,12 +26,14 @@ from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from secateur.data import TokenBatches
-from secateur.decoder import Activations, Decoder, evaluating
-from secateur.errors import RequestError, TrainingDivergedError
+from secateur.decoder import Activations, Decoder
+from secateur.errors import TrainingDivergedError
 from secateur.progress import Progress, Silent
+from secateur.settings import check_above_zero, check_at_least, check_divides, check_shares
 from secateur.step import Step
 from secateur.training.distillation import distillation_loss
 from secateur.training.lora import attach_lora
+from secateur.training.partial import train_last_
 from secateur.training.trainer import Advance, check_trainer_options, given_back, training_arguments
 
 __all__ = ["RemovalTraining", "identity_penalty", "removal_arguments", "train_towards_removal_"]
@@ -103,28 +105,14 @@ class RemovalTraining:
     """Further fields of transformers.TrainingArguments (activation_checkpointing, report_to, optim, save_steps, …)."""
 
     def __post_init__(self) -> None:
-        for name in ("lambda_2_ramp", "distil", "warmup", "fade_over"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise RequestError(f"{name} is a share, not {value:g}; choose 0..1")
-        for name in (
-            "sequences_per_step", "micro_batch", "lora_rank", "lora_alpha", "learning_rate", "partial_layers",
+        check_shares(self, "lambda_2_ramp", "distil", "warmup", "fade_over")
+        check_above_zero(
+            self, "sequences_per_step", "micro_batch", "lora_rank", "lora_alpha", "learning_rate", "partial_layers",
             "distil_temperature", "distil_top_k",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise RequestError(f"{name} must be above 0, not {value:g}")
-        for name in ("lambda_2", "weight_decay", "max_grad_norm", "steps"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if value < 0 or not math.isfinite(value):
-                raise RequestError(f"{name} must be 0 or more, not {value:g}")
+        )  # fmt: skip
+        check_at_least(self, 0, "lambda_2", "weight_decay", "max_grad_norm", "steps")
         check_trainer_options(self.trainer, also=[_RESUME])
-        if self.micro_batch and self.sequences_per_step % self.micro_batch:
-            raise RequestError(
-                f"micro_batch={self.micro_batch} does not divide sequences_per_step={self.sequences_per_step}"
-            )
+        check_divides(self, "micro_batch", "sequences_per_step")
 
     def step(self, *, without: int) -> Step:
         """What a step takes, with `without` layers that do not run. The last good weights are kept beside what is trained."""
@@ -210,15 +198,10 @@ def train_towards_removal_(
             _trainable(decoder, dropped, settings, seed) as model,
         ):
             trainer = _RemovalTrainer(
-                model=model,
-                args=arguments,
-                train_dataset=[{"input_ids": row} for row in batches.input_ids],
+                model=model, args=arguments, train_dataset=[{"input_ids": row} for row in batches.input_ids],
                 data_collator=lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])},
-                decoder=decoder,
-                dropped=dropped,
-                settings=settings,
-                teacher=teacher,
-            )
+                decoder=decoder, dropped=dropped, settings=settings, teacher=teacher,
+            )  # fmt: skip
             with (progress or Silent()).track(description, arguments.max_steps) as advance:
                 trainer.add_callback(Advance(advance))
                 try:
@@ -353,11 +336,7 @@ def _trainable(decoder: Decoder, dropped: Collection[int], settings: RemovalTrai
         yield decoder.model
         return
     if settings.train == "partial":
-        decoder.model.requires_grad_(False)
-        stay = [layer for layer in range(decoder.num_layers) if layer not in dropped]
-        last = [decoder.layers[layer] for layer in stay[-settings.partial_layers :]]
-        for module in [*last, *_behind_the_layers(decoder)]:
-            module.requires_grad_(True)
+        train_last_(decoder, dropped, settings.partial_layers)
         yield decoder.model
         return
     adapted = attach_lora(decoder, rank=settings.lora_rank, alpha=settings.lora_alpha, seed=seed)
@@ -370,25 +349,6 @@ def _trainable(decoder: Decoder, dropped: Collection[int], settings: RemovalTrai
         adapted.merge_and_unload()
         raise
     adapted.merge_and_unload()
-
-
-def _behind_the_layers(decoder: Decoder) -> list[nn.Module]:
-    """The modules with weights that run after the last layer, found by running the model: the final norm and the head.
-
-    A head that is tied to the embedding has the embedding's weight, so that is what is then trained.
-    """
-    found: list[nn.Module] = []
-    passed: list[bool] = []
-    inside = set(decoder.layers.modules())
-    with ExitStack() as stack:
-        stack.callback(decoder.layers[-1].register_forward_hook(lambda *_: passed.append(True)).remove)
-        for module in set(decoder.model.modules()) - inside:
-            if any(True for _ in module.parameters(recurse=False)):
-                see = module.register_forward_pre_hook(lambda seen, _: found.append(seen) if passed else None)
-                stack.callback(see.remove)
-        with evaluating(decoder.model), torch.no_grad():
-            decoder.logits(decoder.probe_ids())
-    return found
 
 
 def removal_arguments(
