@@ -1,10 +1,10 @@
 """How near `secateur estimate` comes: peak memory and time of real runs beside what was estimated from the configuration.
 
-    python benchmarks/estimates.py run MODEL DATA     # DATA as for elder.py; writes results/estimates.json; leave the machine alone
+    python benchmarks/estimates.py run MODEL DATA     # DATA as for elder.py; writes results/estimates.json, on an idle machine
     python benchmarks/estimates.py tables             # rewrites the table in docs/estimating.md from it
 
-Each run is `secateur.prune` in a process of its own, without speed and samples, which are not estimated. Time is that of choosing,
-preparing, recovering and measuring; loading and writing depend on the disk.
+Each run is `secateur.prune` in a process of its own, without speed and samples, which are not estimated. Time is that of
+choosing, preparing, recovering and measuring; loading and writing depend on the disk.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def run_one(model: str, data: str, asked: dict[str, Any]) -> dict[str, Any]:
     from secateur.request import Target, TextSettings
     from secateur.training.recovery import Recovery
 
-    train, test = (str(sorted(Path(data).rglob(f"{part}*.txt"))[0]) for part in ("train", "test"))
+    train, test = (str(min(Path(data).rglob(f"{part}*.txt"))) for part in ("train", "test"))
     with tempfile.TemporaryDirectory() as scratch:
         record = prune(
             model,
