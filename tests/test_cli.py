@@ -26,8 +26,10 @@ from secateur.cli import main
 from secateur.cli.words import parse_amount, parse_layers, with_underscores
 from secateur.errors import RequestError, TrainingDivergedError, WriteError
 from secateur.estimation.hardware import CARDS
+from secateur.methods import METHODS
+from secateur.surgery.files import cut_checkpoint
 
-COMMANDS = ("demo", "score", "prune", "tune", "eval", "bench", "compare", "estimate")
+COMMANDS = ("demo", "score", "prune", "tune", "check", "eval", "bench", "compare", "estimate")
 QUICK = ["--elder.joint-steps=3", "--elder.first-steps=2", "--elder.round-steps=1", "--elder.steps=2"]
 SIZE = ["--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=4"]
 
@@ -70,7 +72,7 @@ def one_line(captured: Any) -> str:
 # words after MODEL, DATA and OUT are filled in → what the line must name, what to do
 WRONG: dict[str, tuple[str, str]] = {
     "prnue MODEL": ("unknown command 'prnue'", "did you mean 'prune'"),
-    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, cut, carry, eval, bench, compare"),
+    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, cut, check, carry, eval, bench, compare"),
     "prune": ("missing MODEL, --data, --out", "see secateur prune --help"),
     "prune MODEL --data DATA --drop 2": ("missing --out", "--help"),
     "prune MODEL --data DATA --out OUT --drop 2 --method eldr": ("unknown method 'eldr'", "did you mean 'elder'"),
@@ -397,7 +399,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_dashes_in_names_of_options_are_underscores_and_values_stay(typed: str, known: str) -> None:
-    assert with_underscores(typed) == known
+    assert with_underscores(typed, METHODS) == known
 
 
 @pytest.mark.parametrize(("text_", "amount"), [("8", 8), ("25%", 0.25), ("0.25", 0.25), (" 12.5% ", 0.125), ("+3", 3)])
@@ -759,3 +761,67 @@ def test_interrupted_tune_exits_130_names_resume_and_goes_on_with_it(
     assert main([*words, "--resume"]) == 0
     assert json.loads(capsys.readouterr().out)["training"]["steps"] == 4
     assert [path.name for path in here.iterdir()] == ["out"]
+
+
+# ---- check ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+    """A checkpoint, and the same without layers 1 and 4."""
+    cut_checkpoint(tiny_checkpoint, tmp_path / "pruned", [1, 4])
+    return [str(tiny_checkpoint), str(tmp_path / "pruned")]
+
+
+def test_check_of_a_right_pair_exits_0_and_says_which_layers_went(
+    pair: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *pair, "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert f"proven: {pair[1]} is {pair[0]} without layers 1, 4" in out
+    assert err == ""
+    assert main(["check", *pair, "--quiet", "--files-only"]) == 0
+    assert "proven by the files alone: " in capsys.readouterr().out
+    assert main(["check", *pair, "--quiet", "--layer-by-layer"]) == 0
+    assert "one in memory at a time" in capsys.readouterr().out
+
+
+def test_check_of_a_wrong_pair_exits_1_with_one_line_and_prints_what_it_found(
+    pair: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *pair, "--quiet", "--layers", "1,3"]) == 1
+    out, err = capsys.readouterr()
+    assert "differs" in out
+    assert "proven" not in out
+    assert err.splitlines() == [
+        f"error: {pair[1]} is not {pair[0]} without some layers: layers: layer 2 is the dense model's 3, and is said to be "
+        "its 4"
+    ]
+
+
+def test_check_prints_one_json_object_whatever_comes_out(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *pair, "--json", "--quiet"]) == 0
+    right = json.loads(capsys.readouterr().out)
+    assert (right["proven"], right["difference"], right["dropped"]) == (True, None, [1, 4])
+    assert {finding["holds"] for finding in right["findings"]} == {True}
+    assert main(["check", *reversed(pair), "--json", "--quiet"]) == 1
+    wrong = json.loads(capsys.readouterr().out)
+    assert (wrong["proven"], wrong["dropped"]) == (False, None)
+    assert wrong["difference"] == "layers: it has 6 layers, and the dense model 4: none went"
+
+
+@pytest.mark.parametrize(
+    ("options", "value", "remedy"),
+    [
+        (["--prompt-tokens", "1"], "not 1", "must be 2 or more"),
+        (["--layers", "x"], "'x'", "3,7,20-27"),
+        (["--layers", "7"], "no layer 7", "0..5"),
+    ],
+)
+def test_a_wrong_request_to_check_exits_2_with_one_line(
+    options: list[str], value: str, remedy: str, pair: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *pair, "--quiet", *options]) == 2
+    line = one_line(capsys.readouterr())
+    assert value in line
+    assert remedy in line

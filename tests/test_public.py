@@ -52,6 +52,7 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
         ("elder", "methods/elder.md", "| `sleb` |"),
         ("gradpruner", "methods/gradpruner.md", "| dense |"),
         ("speed", "speed.md", "| decode |"),
+        ("cut", "checkpoints.md", "| `secateur cut` |"),
         ("ceiling", "speed.md", "## Against the ceiling"),
         ("estimates", "estimating.md", "## How near it comes"),
         ("compare", "comparison.md", "| `elder` |"),

@@ -10,7 +10,7 @@ SecateurError                 anything this library raises on purpose; the messa
 │   └── OutputError           a place that cannot be written to
 └── RunError                  it failed on the way (exit code 1)
     ├── TrainingDivergedError the loss stopped being finite; the last good weights are kept
-    ├── ProofError            the written checkpoint is not the pruned model: nothing is left behind
+    ├── ProofError            a checkpoint is not the pruned model; of one just written nothing is left behind
     └── WriteError            writing failed half-way (a full disk): nothing is left behind
 ```
 """
@@ -69,7 +69,7 @@ class TrainingDivergedError(RunError):
 
 
 class ProofError(RunError):
-    """The written checkpoint does not behave as the pruned model; nothing is left behind."""
+    """A checkpoint is not the pruned model; one that was just written is not left behind."""
 
 
 class WriteError(RunError):

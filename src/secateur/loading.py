@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ def load_model(
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
     strict: bool = False,
+    device_map: Mapping[str, str] | None = None,
+    offload_folder: str | Path | None = None,
 ) -> Any:
     """Load a causal language model in evaluation mode.
 
@@ -37,6 +39,8 @@ def load_model(
         trust_remote_code: run code that comes with the model.
         device: where to put it; a GPU if there is one, else the CPU.
         strict: refuse a checkpoint that holds weights the model has no place for.
+        device_map: module → `cpu` or `disk`, in place of `device`; what is on the disk is read each time that it runs.
+        offload_folder: for weights on the disk that are not stored as the model has them.
 
     Raises:
         ModelError: if it cannot be read; the message says why and what to do.
@@ -48,9 +52,16 @@ def load_model(
         raise ModelError(f"unknown dtype '{dtype}'; choose one of {', '.join(_DTYPES)}")
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = load_config(source, **common)
+    placed = {} if device_map is None else {"device_map": dict(device_map), "offload_folder": offload_folder}
     with _explained(source), quiet_transformers():
         model, report = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=_DTYPES[dtype], use_safetensors=True, output_loading_info=True, **common
+            source,
+            config=config,
+            dtype=_DTYPES[dtype],
+            use_safetensors=True,
+            output_loading_info=True,
+            **common,
+            **placed,
         )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

@@ -320,7 +320,45 @@ def test_a_quantized_layer_without_one_of_its_tensors_is_refused(dense):
     expect_refusal(ModelError, r"'mlp.up_proj.scales' in only one of the layers 0 and 4", dense)
 
 
-def test_memory_does_not_grow_with_the_tensors(tmp_path):
+def refuse_to_copy(*_):
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+
+@pytest.fixture(params=["the kernel", "some of it the kernel", "memory", "no such call"])
+def copied_by(request, monkeypatch):
+    """Each way in which bytes get from file to file."""
+    real = getattr(os, "copy_file_range", None)
+    if request.param.endswith("the kernel") and real is None:
+        pytest.skip("only Linux copies in the kernel")
+    if request.param == "memory":
+        monkeypatch.setattr(os, "copy_file_range", refuse_to_copy, raising=False)
+    elif request.param == "no such call":
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    elif request.param.startswith("some"):
+        calls = iter([1000] * 7)
+
+        def some(source, target, count, offset):
+            return real(source, target, min(count, next(calls, 0)), offset)
+
+        monkeypatch.setattr(os, "copy_file_range", some)
+
+
+def test_bytes_are_the_same_whoever_copies_them(copied_by, tiny_checkpoint, tmp_path):
+    cut_checkpoint(tiny_checkpoint, tmp_path / "out", [0])
+    before, after = stored(tiny_checkpoint), stored(tmp_path / "out")
+    assert {name: after[name] for name in after if "layers" not in name} == {
+        name: before[name] for name in before if "layers" not in name
+    }
+    assert all(
+        after[name] == before[name.replace(f".{n}.", f".{n + 1}.")]
+        for n in range(5)
+        for name in after
+        if f".{n}." in name
+    )
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tiny_checkpoint / "tokenizer.json").read_bytes()
+
+
+def test_memory_does_not_grow_with_the_tensors(copied_by, tmp_path):
     size = 96 * 2**20
     with (tmp_path / "source").open("wb") as file:
         file.truncate(size)
@@ -441,7 +479,7 @@ def test_a_failure_half_way_leaves_nothing(tiny_checkpoint, tmp_path, error, kin
     assert tree(tmp_path) == {}
 
 
-def test_a_source_that_shrinks_while_it_is_copied_is_a_damaged_source_and_not_a_full_disk(tmp_path):
+def test_a_source_that_shrinks_while_it_is_copied_is_a_damaged_source_and_not_a_full_disk(copied_by, tmp_path):
     (tmp_path / "source").write_bytes(b"short")
     tensor = StoredTensor(file=tmp_path / "source", dtype="U8", shape=(9,), start=0, num_bytes=9)
     with pytest.raises(ModelError, match="became shorter"):
@@ -481,7 +519,9 @@ def test_a_plan_equals_its_layers(tiny_checkpoint, tmp_path):
     plan = PruningPlan(num_layers=6, order=(4, 1))
     assert cut_checkpoint(tiny_checkpoint, tmp_path / "plan", plan).dropped == (1, 4)
     cut_checkpoint(tiny_checkpoint, tmp_path / "layers", [4, 1, 4])
-    assert tree(tmp_path / "plan") == tree(tmp_path / "layers")
+    beside = tree(tmp_path / "plan")
+    assert PruningPlan.load(tmp_path / "plan" / "secateur" / "plan.json") == plan
+    assert {name: raw for name, raw in beside.items() if not name.startswith("secateur")} == tree(tmp_path / "layers")
 
 
 @pytest.mark.parametrize("dropped", [[], [6], [-1], [0, 9], range(6), range(7)], ids=str)
@@ -493,9 +533,10 @@ def test_a_plan_for_another_depth_is_refused(dense):
     expect_refusal(PlanError, "plan is for a model of 8 layers.*has 6", dense, PruningPlan(num_layers=8, order=(1,)))
 
 
-def test_a_plan_that_merges_is_refused(dense):
-    plan = PruningPlan(num_layers=6, order=(2, 3), merges={3: 1})
-    expect_refusal(PlanError, "merges layer 3.*prune the loaded model", dense, plan)
+def test_a_plan_that_merges_by_more_than_weights_is_refused_with_what_can_be_done(dense):
+    plan = PruningPlan(num_layers=6, order=(2, 3), merges={3: 1}, method="gradpruner")
+    words = "merges layer 3 by gradpruner, which takes gradients.*prune or tune, or .*--layers 2,3"
+    expect_refusal(PlanError, words, dense, plan)
 
 
 @pytest.mark.parametrize("size", ["5 apples", "", "nanGB", "-1GB", 0, -5, None, 2.5], ids=repr)
@@ -945,5 +986,29 @@ def test_changed_bytes_in_a_header_never_end_in_anything_but_a_cut_or_one_line(
     raw = bytearray((dense / WEIGHTS).read_bytes())
     raw[place : place + len(value)] = value
     (dense / WEIGHTS).write_bytes(raw)
+    if one_line_or(lambda: cut_checkpoint(dense, root / "out", [1])) is None:
+        assert [path.name for path in root.iterdir()] == ["dense"]
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-3, 9), st.integers(), st.floats(), st.text(max_size=6)),
+    lambda inner: st.one_of(st.lists(inner, max_size=7), st.dictionaries(st.text(max_size=6), inner, max_size=3)),
+    max_leaves=8,
+)
+FIELDS = [
+    "model_type", "architectures", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "rope_parameters", "rope_theta", "layer_types",
+    "max_window_layers", "sliding_window", "use_sliding_window", "dtype", "pad_token_id", "tie_word_embeddings", "hidden_act",
+    "quantization_config", "auto_map", "text_config", "transformers_weights", "is_encoder_decoder", "num_labels",
+    "rms_norm_eps", "attention_bias", "id2label", "per_layer_config",
+]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fields=st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1, max_size=3))
+def test_no_configuration_ends_in_anything_but_a_cut_or_one_line(tmp_path_factory, tiny_checkpoint, fields):
+    root = tmp_path_factory.mktemp("fuzz")
+    dense = Path(shutil.copytree(tiny_checkpoint, root / "dense"))
+    change_config(dense, **fields)
     if one_line_or(lambda: cut_checkpoint(dense, root / "out", [1])) is None:
         assert [path.name for path in root.iterdir()] == ["dense"]

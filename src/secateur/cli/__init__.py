@@ -13,7 +13,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "score", "prune", "tune", "cut", "carry", "eval", "bench", "compare", "estimate")
+COMMANDS = ("demo", "score", "prune", "tune", "cut", "check", "carry", "eval", "bench", "compare", "estimate")
 """Each a module here, with `SUMMARY`, `USAGE`, `add_options` and `run`."""
 
 _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
@@ -83,7 +83,8 @@ def _run(words: list[str]) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(COMMANDS)}"
         raise RequestError(f"unknown command '{words[0]}'; {hint}")
     parser = _parser(words[0])
-    plain = [with_underscores(word) for word in words[1:]]
+    methods = _methods_of(parser)
+    plain = [with_underscores(word, methods) for word in words[1:]]
     try:
         parsed = parser.parse_args(plain)
     except Exception as error:
@@ -100,7 +101,7 @@ def _run(words: list[str]) -> int:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
     if not verbose:
         warnings.simplefilter("ignore")
-        for name in ("httpx", "huggingface_hub", "transformers", "datasets"):
+        for name in ("httpx", "huggingface_hub", "transformers", "datasets", "accelerate"):
             logging.getLogger(name).setLevel(logging.ERROR)
     from secateur.report.console import RichProgress
 
@@ -110,7 +111,7 @@ def _run(words: list[str]) -> int:
 
 def _overview() -> str:
     lines = ["usage: secateur COMMAND [OPTIONS]   (secateur COMMAND --help explains each option)", ""]
-    lines += [f"  {name:<8}{_module(name).SUMMARY}" for name in COMMANDS]
+    lines += [f"  {name:<10}{_module(name).SUMMARY}" for name in COMMANDS]
     return "\n".join([*lines, "", "  --version, --debug (show the traceback of an error)"])
 
 
@@ -138,6 +139,15 @@ def _parser(command: str) -> ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--verbose", action="store_true", help="say more on standard error")
     return parser
+
+
+def _methods_of(parser: ArgumentParser) -> Collection[str]:
+    """The methods that a command takes; those that take none need not import them, which costs a second and 100 MB."""
+    if "method" not in parser.get_defaults():
+        return ()
+    from secateur.methods import METHODS
+
+    return METHODS
 
 
 def _module(command: str) -> Any:

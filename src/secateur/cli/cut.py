@@ -38,23 +38,26 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
 
     if (options["layers"] is None) == (options["plan"] is None):
         raise RequestError("say which layers go with one of --layers and --plan")
-    dropped = parse_layers(options["layers"]) if options["plan"] is None else PruningPlan.load(options["plan"])
+    plan = None if options["plan"] is None else PruningPlan.load(options["plan"])
     report = cut_checkpoint(
         local_checkpoint(options["model"], revision=options["revision"]),
         options["out"],
-        dropped,
+        parse_layers(options["layers"]) if plan is None else plan,
         overwrite=options["overwrite"],
         max_shard_size=options["max_shard_size"],
         dry_run=options["dry_run"],
         trust_remote_code=options["trust_remote_code"],
         progress=progress,
     )
+    if plan is not None and not report.num_folded and _changes_weights(plan.method):
+        progress.note(f"{plan.method} also changes weights before the cut, which this does not; see secateur prune")
     if options["json"]:
         print_json({**dataclasses.asdict(report), "target": str(report.target)})
         return
+    folded = f" ({report.num_folded} with dropped layers folded in)" if report.num_folded else ""
     print(
         f"{'would drop' if options['dry_run'] else 'dropped'} layers {', '.join(map(str, report.dropped))} of "
-        f"{report.num_layers}: {report.num_tensors} tensors, {format_bytes(report.num_bytes)} of weights kept, "
+        f"{report.num_layers}: {report.num_tensors} tensors{folded}, {format_bytes(report.num_bytes)} of weights kept, "
         f"{format_bytes(report.removed_bytes)} removed"
     )
     for name, files in (("weights", report.weights), ("copied", report.copied), ("left out", report.left)):
@@ -62,3 +65,9 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
             print(f"{name}: {', '.join(files)}")
     if not options["dry_run"]:
         print(f"the pruned checkpoint is in {options['out']}; next: secateur eval {options['out']} --data SPEC")
+
+
+def _changes_weights(method: str) -> bool:
+    from secateur.methods import METHODS
+
+    return method in METHODS and METHODS[method].prepares

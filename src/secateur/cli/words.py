@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from secateur.errors import RequestError
@@ -33,23 +33,28 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def with_underscores(word: str) -> str:
-    """The word as the parser knows it: `--elder-published.lambda-1=0` is `--elder-published.lambda_1=0`."""
+def with_underscores(word: str, methods: Collection[str] = ()) -> str:
+    """The word as the parser knows it: `--elder-published.lambda-1=0` is `--elder-published.lambda_1=0`.
+
+    Args:
+        word: as it was typed.
+        methods: names of methods that are options of the command, and keep their dashes.
+    """
     if not word.startswith("--"):
         return word
-    from secateur.methods import METHODS
-
     option, equals, value = word[2:].partition("=")
     owner, dot, name = option.partition(".")
     if dot:
         name = name.replace("-", "_")
-    elif owner not in METHODS:
+    elif owner not in methods:
         owner = owner.replace("-", "_")
     return f"--{owner}{dot}{name}{equals}{value}"
 
 
 def refuse_settings_of_others(words: Sequence[str], method: str | None) -> None:
     """A setting of a method that does not run would be without effect, and nobody would notice."""
+    if method is None:
+        return
     from secateur.methods import METHODS
 
     for word in words:

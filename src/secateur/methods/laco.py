@@ -36,18 +36,10 @@ from secateur.errors import RequestError, RunError, UnsupportedModelError
 from secateur.methods.base import Cost, Method, Run, Step, measuring
 from secateur.plan import LayerScores, PruningPlan
 from secateur.settings import check_above_zero, check_at_least
+from secateur.surgery.folding import Fold, folds_of
+from secateur.surgery.folding import fold as fold_weights
 
 __all__ = ["Laco"]
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """Layers that go, the layer they are folded into, and what the model was like afterwards; layers of the dense model."""
-
-    into: int
-    layers: tuple[int, ...]
-    similarity: float | None = None
-    threshold: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +120,7 @@ class Laco(Method):
         Raises:
             UnsupportedModelError: if layers to be folded together differ in shape; nothing was changed.
         """
-        folds = _folds_of(plan)
+        folds = folds_of(plan)
         for fold in folds:
             if not _alike(decoder, (fold.into, *fold.layers)):
                 raise UnsupportedModelError(
@@ -162,11 +154,11 @@ class Laco(Method):
 
 def _collapse(
     decoder: Decoder, data: TokenBatches, drop: int, settings: Laco, run: Run
-) -> tuple[list[_Fold], dict[int, float]]:
+) -> tuple[list[Fold], dict[int, float]]:
     """The accepted folds, and for each layer that was ever folded the largest cosine of such a trial."""
     high = max(min(settings.highest or decoder.num_layers, decoder.num_layers), drop + 1)
     low = max(0, min(settings.lowest, high - 1 - drop))
-    size, folds, gone = settings.layers_per_merge, list[_Fold](), set[int]()
+    size, folds, gone = settings.layers_per_merge, list[Fold](), set[int]()
     best: dict[int, float] = {}
     known: dict[int, float] = {}  # cosines of the trials at each position since the last that was accepted
     falls = 0
@@ -180,14 +172,14 @@ def _collapse(
             while position >= low and len(gone) < drop:
                 left = [layer for layer in range(high) if layer not in gone]
                 trial = left[position : position + min(size, drop - len(gone) + 1)]
-                fold = _Fold(trial[0], tuple(trial[1:]))
+                fold = Fold(trial[0], tuple(trial[1:]))
                 if position not in known:
                     known[position] = _similarity(decoder, data, dense, fold, gone, run)
                 similarity = known[position]
                 for layer in fold.layers if math.isfinite(similarity) else ():
                     best[layer] = max(similarity, best.get(layer, -math.inf))
                 if similarity > threshold:
-                    folds.append(_Fold(fold.into, fold.layers, similarity, threshold))
+                    folds.append(Fold(fold.into, fold.layers, similarity, threshold))
                     accepted.enter_context(_on_trial(decoder, fold))
                     gone |= set(fold.layers)
                     known.clear()
@@ -206,7 +198,7 @@ def _collapse(
 
 
 def _similarity(
-    decoder: Decoder, data: TokenBatches, dense: Sequence[Tensor], fold: _Fold, gone: set[int], run: Run
+    decoder: Decoder, data: TokenBatches, dense: Sequence[Tensor], fold: Fold, gone: set[int], run: Run
 ) -> float:
     """The mean cosine between the dense model's output and that without `gone` and with `fold`; NaN if it cannot be folded."""
     if not _alike(decoder, (fold.into, *fold.layers)):
@@ -260,17 +252,14 @@ def _alike(decoder: Decoder, layers: Sequence[int]) -> bool:
     return bool(shapes[0]) and all(shape == shapes[0] for shape in shapes)
 
 
-def _folded(decoder: Decoder, fold: _Fold, name: str) -> Tensor:
+def _folded(decoder: Decoder, fold: Fold, name: str) -> Tensor:
     """`θ_l + Σ (θ_{l+k} − θ_l)` of one parameter."""
-    kept = _matrices(decoder.layers[fold.into])[name].detach()
-    total = kept.float()
-    for layer in fold.layers:
-        total = total + (_matrices(decoder.layers[layer])[name].detach().to(kept.device).float() - kept.float())
-    return total.to(kept.dtype)
+    kept, *others = (_matrices(decoder.layers[layer])[name].detach() for layer in (fold.into, *fold.layers))
+    return fold_weights(kept, others)
 
 
 @contextmanager
-def _on_trial(decoder: Decoder, fold: _Fold) -> Iterator[None]:
+def _on_trial(decoder: Decoder, fold: Fold) -> Iterator[None]:
     """The fold carried out for a while; the weights themselves are put aside, untouched, and come back."""
     weights = _matrices(decoder.layers[fold.into])
     originals = {name: weight.data for name, weight in weights.items()}
@@ -283,21 +272,5 @@ def _on_trial(decoder: Decoder, fold: _Fold) -> Iterator[None]:
             weight.data = originals[name]
 
 
-def _folds_of(plan: PruningPlan) -> list[_Fold]:
-    """The folds that a plan names, or those that follow from the layers that go."""
-    if "folds" in plan.provenance:
-        return [
-            _Fold(fold["into"], tuple(fold["layers"]), fold["similarity"], fold["threshold"])
-            for fold in plan.provenance["folds"]
-        ]
-    into_of = {
-        layer: max((kept for kept in plan.kept if kept < layer), default=plan.kept[0]) for layer in plan.dropped
-    } | plan.merges
-    return [
-        _Fold(into, tuple(layer for layer in plan.dropped if into_of[layer] == into))
-        for into in sorted(set(into_of.values()))
-    ]
-
-
-def _as_json(fold: _Fold) -> dict[str, Any]:
+def _as_json(fold: Fold) -> dict[str, Any]:
     return {**asdict(fold), "layers": list(fold.layers)}

@@ -19,7 +19,16 @@ from secateur.decoder import Decoder, evaluating
 from secateur.errors import ModelError, OutputError, ProofError, WriteError
 from secateur.loading import load_model, quiet_transformers
 
-__all__ = ["Proof", "bypassed_logits", "check_output", "new_directory", "prove_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Proof",
+    "bypassed_logits",
+    "cache_gap",
+    "check_output",
+    "new_directory",
+    "prove_checkpoint",
+    "save_checkpoint",
+    "tolerance",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +151,11 @@ class Proof:
     """How far below the best uncached logit a token chosen with the cache was; 0 if every choice is the same."""
 
 
+def tolerance(dtype: torch.dtype, expected: Tensor) -> float:
+    """The difference from the logits `expected` up to which rounding in `dtype` explains it."""
+    return _TOLERANCE.get(dtype, 1e-4) * max(expected.abs().max().item(), 1.0)
+
+
 def bypassed_logits(decoder: Decoder, dropped: Collection[int], input_ids: Tensor) -> Tensor:
     """The logits that the pruned model must give: those of this model with `dropped` bypassed, (batch, tokens, vocab)."""
     with evaluating(decoder.model), torch.no_grad(), decoder.bypass(dropped):
@@ -172,24 +186,24 @@ def prove_checkpoint(
         decoder = Decoder(model)
     except ModelError as error:
         raise ProofError(f"the written model cannot be used again, and nothing was kept: {error}") from error
-    tolerance = _TOLERANCE.get(model.dtype, 1e-4) * max(expected.abs().max().item(), 1.0)
+    allowed = tolerance(model.dtype, expected)
     difference = (bypassed_logits(decoder, (), input_ids) - expected).abs().max().item()
-    if not difference <= tolerance:
+    if not difference <= allowed:
         raise ProofError(
             f"the written model's logits differ by {difference:.3g} from the model with the layers bypassed, more than "
-            f"rounding explains ({tolerance:.2g}); nothing was kept: please report the model's family"
+            f"rounding explains ({allowed:.2g}); nothing was kept: please report the model's family"
         )
     prompt = input_ids[:1, : max(1, min(32, input_ids.shape[1] // 2))]
-    gap = _cache_gap(decoder, prompt, new_tokens)
-    if not gap <= tolerance:
+    gap = cache_gap(decoder, prompt, new_tokens)
+    if not gap <= allowed:
         raise ProofError(
             f"cached and uncached greedy generation disagree by {gap:.3g} in a logit, more than rounding explains "
-            f"({tolerance:.2g}); nothing was kept: please report the model's family"
+            f"({allowed:.2g}); nothing was kept: please report the model's family"
         )
-    return Proof(input_ids.numel(), difference, tolerance, new_tokens, gap), model
+    return Proof(input_ids.numel(), difference, allowed, new_tokens, gap), model
 
 
-def _cache_gap(decoder: Decoder, prompt: Tensor, new_tokens: int) -> float:
+def cache_gap(decoder: Decoder, prompt: Tensor, new_tokens: int) -> float:
     """Generate greedily with the cache; by how much does a full, uncached pass prefer another token at any step?"""
     model = decoder.model
     prompt = prompt.to(decoder.device)

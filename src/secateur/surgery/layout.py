@@ -24,9 +24,18 @@ from secateur.decoder import Decoder
 from secateur.errors import ModelError, SecateurError, UnsupportedModelError
 from secateur.loading import quiet_transformers
 from secateur.surgery.config import remove_layers_from_config_
-from secateur.surgery.shards import StoredTensor, quoted
+from secateur.surgery.shards import Bytes, StoredTensor, quoted
 
-__all__ = ["cut_layout", "explained", "layer_in", "new_numbers", "renumbered"]
+__all__ = [
+    "CutLayout",
+    "cut_layout",
+    "explained",
+    "layer_in",
+    "layer_paths",
+    "layers_under",
+    "new_numbers",
+    "renumbered",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +64,46 @@ def renumbered(name: str, paths: Collection[str], new_of: Mapping[int, int]) -> 
     return f"{prefix}.{new_of[layer]}{name.removeprefix(f'{prefix}.{layer}')}" if layer in new_of else None
 
 
+def layers_under(tensors: Mapping[str, StoredTensor], prefix: str) -> list[dict[str, Bytes]]:
+    """The layers whose tensors stand under a prefix such as `model.layers`, each with the names within it."""
+    found: dict[int, dict[str, Bytes]] = {}
+    for name, tensor in tensors.items():
+        before, layer = layer_in(name)
+        if layer is not None and before == prefix:
+            found.setdefault(layer, {})[name.removeprefix(f"{prefix}.{layer}.")] = tensor
+    return [found[layer] for layer in range(len(found))]
+
+
 # ---- find, then verify ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutLayout:
+    """What a checkpoint is after a cut."""
+
+    config: Any
+    """Its configuration."""
+
+    tensors: dict[str, StoredTensor]
+    """The tensors that stay, under their new names; where their bytes are now."""
+
+    prefix: str
+    """What stands before the number of a layer in the names of the files: `model.layers`."""
+
+    path: str
+    """The list of layers in the model."""
+
+    model: Any
+    """The dense model, on the meta device."""
+
+    unread: frozenset[str]
+    """Of the tensors, those that the model has no place for."""
 
 
 def cut_layout(
     folder: Path, config: Any, tensors: Mapping[str, StoredTensor], dropped: Collection[int], trust_remote_code: bool
-) -> tuple[Any, dict[str, StoredTensor]]:
-    """The cut configuration, and the tensors that stay under their new names; verified to fit each other.
+) -> CutLayout:
+    """What a checkpoint is after a cut: configuration and tensors, verified to fit each other.
 
     Args:
         folder: the checkpoint, for the messages.
@@ -77,7 +119,7 @@ def cut_layout(
     cut_config = copy.deepcopy(config)
     text = cut_config.get_text_config(decoder=True)
     num_layers = text.num_hidden_layers
-    prefixes = _prefixes(folder, tensors, num_layers)
+    prefixes = layer_paths(folder, tensors, num_layers)
     with explained(f"cannot cut the configuration of {folder}", _REMEDY):
         remove_layers_from_config_(text, sorted(dropped))
 
@@ -97,14 +139,17 @@ def cut_layout(
         if (reason := cut.differs_from(dense.renumbered([path, prefix], new_of))) is None:
             if quantized and not _renumber_quantization_(cut_config, folder, [path, prefix], new_of):
                 _check_alike(folder, dense.model.get_submodule(path), tensors, prefix)
-            return cut_config, kept
+            return CutLayout(
+                config=cut_config, tensors=kept, prefix=prefix, path=path, model=dense.model,
+                unread=cut.unexpected | _known_as_unread(cut.model, kept),
+            )  # fmt: skip
         reasons.append(f"without those under '{prefix}', {reason}")
     raise UnsupportedModelError(
         f"the tensors of {folder} cannot be cut to {len(new_of)} layers: {reasons[0]}; prune the loaded model instead"
     )
 
 
-def _prefixes(folder: Path, names: Collection[str], num_layers: int) -> list[str]:
+def layer_paths(folder: Path, names: Collection[str], num_layers: int) -> list[str]:
     """Where the files may keep the layers: what stands before their number, in names such as `model.layers.3.`."""
     found: dict[str, set[int]] = defaultdict(set)
     for name in names:
@@ -228,6 +273,12 @@ def _loader(folder: Path, config: Any, trust_remote_code: bool) -> Callable[[Any
         )
 
     return load
+
+
+def _known_as_unread(model: Any, names: Collection[str]) -> frozenset[str]:
+    """Tensors of older checkpoints that a family knows it has no place for, and does not report."""
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
+    return frozenset(name for name in names if any(re.search(pattern, name) for pattern in patterns))
 
 
 def _list_that_shrank(dense: nn.Module, cut: nn.Module, before: int, after: int) -> str:

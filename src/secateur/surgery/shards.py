@@ -9,16 +9,30 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
+
+import torch
 
 from secateur.errors import ModelError
 
-__all__ = ["StoredTensor", "copy_file", "file_size", "quoted", "read_header", "read_json", "reading", "write_shard"]
+__all__ = [
+    "FLOATS",
+    "Bytes",
+    "StoredTensor",
+    "copy_file",
+    "file_size",
+    "quoted",
+    "read_header",
+    "read_json",
+    "reading",
+    "write_shard",
+]
 
 _MAX_HEADER = 100_000_000
 """Bytes; the format's own limit, which also bounds every other JSON file read here."""
@@ -35,6 +49,9 @@ _BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 """Bits an element, by the header's name of the dtype. Whatever the dtype, only bytes are copied."""
+
+FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+"""Dtypes whose values can be computed with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +72,33 @@ class StoredTensor:
 
     num_bytes: int
     """Its length."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, a megabyte at a time.
+
+        Raises:
+            ModelError: if the file cannot be read any more.
+        """
+        return _chunks(self.file, self.start, self.num_bytes)
+
+
+class Bytes(Protocol):
+    """A tensor whose bytes come a megabyte at a time, wherever from."""
+
+    @property
+    def dtype(self) -> str:
+        """As a header spells it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its length."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes: a megabyte each, the last what is left."""
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -120,13 +164,13 @@ def _is_count(number: Any) -> bool:
 
 
 def write_shard(
-    path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str], done: Callable[[int], None]
+    path: Path, tensors: Mapping[str, Bytes], metadata: Mapping[str, str], done: Callable[[int], None]
 ) -> None:
-    """Write a safetensors file whose tensors are copied from where they are stored, a megabyte at a time.
+    """Write a safetensors file whose tensors are copied from where they are stored, or computed, a megabyte at a time.
 
     Args:
         path: the new file.
-        tensors: name in the new file → where the bytes are now.
+        tensors: name in the new file → where the bytes come from.
         metadata: words to keep in the header.
         done: told 1 after each tensor.
 
@@ -150,7 +194,7 @@ def write_shard(
     with path.open("wb") as out:
         out.write(len(raw).to_bytes(8, "little") + raw)
         for name in names:
-            _copy_bytes(tensors[name].file, tensors[name].start, tensors[name].num_bytes, out)
+            _write(tensors[name], out)
             done(1)
 
 
@@ -163,20 +207,41 @@ def copy_file(source: Path, target: Path) -> None:
     """
     size = file_size(source)
     with target.open("wb") as out:
-        _copy_bytes(source, 0, size, out)
+        _write(StoredTensor(file=source, dtype="U8", shape=(size,), start=0, num_bytes=size), out)
 
 
-def _copy_bytes(source: Path, start: int, count: int, out: BinaryIO) -> None:
+def _write(tensor: Bytes, out: BinaryIO) -> None:
+    """Write a tensor's bytes; what lies in a file is copied by the kernel if it can, with less work and no memory at all."""
+    if isinstance(tensor, StoredTensor):
+        done = _copied_by_kernel(tensor, out)
+        tensor = replace(tensor, start=tensor.start + done, num_bytes=tensor.num_bytes - done)
+    out.writelines(tensor.chunks())
+
+
+def _copied_by_kernel(tensor: StoredTensor, out: BinaryIO) -> int:
+    """How many bytes were copied; fewer than there are where it cannot, or anything is wrong: copying the rest says what."""
+    done = 0
+    out.flush()
+    with suppress(AttributeError, OSError), tensor.file.open("rb") as file:  # not on every system, nor between all
+        while done < tensor.num_bytes:
+            count = os.copy_file_range(file.fileno(), out.fileno(), tensor.num_bytes - done, tensor.start + done)
+            if not count:
+                break
+            done += count
+    return done
+
+
+def _chunks(source: Path, start: int, count: int) -> Iterator[bytes]:
     with reading(source):
         file = source.open("rb")
         file.seek(start)
     with file:
         while count:
-            with reading(source):  # around the reading only: an error of writing has another cause and remedy
+            with reading(source):
                 chunk = file.read(min(count, _CHUNK))
             if not chunk:
-                raise _damaged(source, "it became shorter while it was copied")
-            out.write(chunk)
+                raise _damaged(source, "it became shorter while it was read")
+            yield chunk
             count -= len(chunk)
 
 

@@ -1,0 +1,156 @@
+"""Running a pair of checkpoints against each other, whole or with the layers left on the disk."""
+
+from __future__ import annotations
+
+import gc
+import math
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from secateur.decoder import Decoder
+from secateur.errors import ModelError
+from secateur.loading import load_model
+from secateur.surgery.checkpoint import bypassed_logits, cache_gap, tolerance
+
+__all__ = ["Outcome", "on_disk", "run_pair"]
+
+_COMMON_IDS = 1000
+"""Token ids below this are text in every vocabulary; above there may be ids that stand for images."""
+
+_NEW_TOKENS, _NEW_TOKENS_FROM_DISK = 24, 3  # each reads every layer once
+
+_ROOM = 1.3
+"""Memory that running a model takes, as a multiple of its weights."""
+
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the two models did."""
+
+    layer_by_layer: bool
+    """Whether their layers stayed on the disk."""
+
+    refused: str | None = None
+    """Why the pruned model cannot be loaded, if it cannot; then the rest says nothing."""
+
+    tokens: int = 0
+    """Tokens on which the logits were compared."""
+
+    difference: float = math.nan
+    """Largest absolute difference between logits."""
+
+    tolerance: float = 0.0
+    """The difference up to which rounding explains it."""
+
+    generated_tokens: int = 0
+    """Tokens generated with the cache and without."""
+
+    cache_gap: float = math.nan
+    """How far below the best uncached logit a token chosen with the cache was."""
+
+
+def run_pair(
+    dense: Path,
+    pruned: Path,
+    dropped: Collection[int] | None,
+    *,
+    path: str,
+    config: Any,
+    model: nn.Module,
+    num_bytes: int,
+    layer_by_layer: bool | None,
+    prompt_tokens: int,
+    trust_remote_code: bool,
+) -> Outcome:
+    """Hold the pruned model to the dense one with layers bypassed, one after the other in memory.
+
+    Args:
+        dense: the dense checkpoint.
+        pruned: the other.
+        dropped: layers of the dense model; None if the pruned one is to run alone.
+        path: where the models keep their list of layers.
+        config: of the pruned model.
+        model: the dense model, on the meta device.
+        num_bytes: of the dense model's weights.
+        layer_by_layer: leave the layers on the disk; None does where they do not fit.
+        prompt_tokens: token ids to read.
+        trust_remote_code: run code that comes with the models.
+
+    Raises:
+        ModelError: if the dense model cannot be loaded.
+    """
+    from_disk = num_bytes * _ROOM > _free_memory() if layer_by_layer is None else layer_by_layer
+    common: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": _NAMES.get(config.dtype, "auto")}
+    input_ids = _prompt(config, prompt_tokens)
+    with tempfile.TemporaryDirectory(prefix="secateur-") as scratch:
+
+        def opened(folder: Path) -> Decoder:
+            where = on_disk(model, path, Path(scratch, folder.name)) if from_disk else {}
+            return Decoder(load_model(folder, **common, **where))
+
+        expected = None
+        if dropped is not None:
+            try:
+                expected = bypassed_logits(opened(dense), dropped, input_ids)
+            except ModelError as error:
+                raise ModelError(f"{error}; --files-only compares the files alone") from error
+            gc.collect()  # the dense model, before the other comes
+        try:
+            decoder = opened(pruned)
+        except ModelError as error:
+            return Outcome(layer_by_layer=from_disk, refused=str(error))
+        new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
+        found = bypassed_logits(decoder, (), input_ids)
+        difference = math.inf
+        if expected is not None and found.shape == expected.shape:
+            difference = (found - expected).abs().max().item()
+        return Outcome(
+            layer_by_layer=from_disk,
+            tokens=input_ids.numel(),
+            difference=difference,
+            tolerance=tolerance(decoder.model.dtype, found if expected is None else expected),
+            generated_tokens=new_tokens,
+            cache_gap=cache_gap(decoder, input_ids[:1, : max(1, prompt_tokens // 2)], new_tokens),
+        )
+
+
+def on_disk(model: nn.Module, path: str, scratch: Path) -> dict[str, Any]:
+    """How `load_model` leaves the layers on the disk: each is read when it is its turn, and let go after it.
+
+    Args:
+        model: the model, or one with more layers, on any device.
+        path: its list of layers.
+        scratch: for weights that are not stored as the model has them, such as experts one by one.
+    """
+    places: dict[str, str] = {}
+    parent, before = model, ""
+    for part in path.split("."):
+        beside = [
+            *parent.named_children(),
+            *parent.named_parameters(recurse=False),
+            *parent.named_buffers(recurse=False),
+        ]
+        places |= {f"{before}{name}": "cpu" for name, _ in beside if name != part}
+        parent, before = parent.get_submodule(part), f"{before}{part}."
+    return {"device_map": places | {path: "disk"}, "offload_folder": scratch}
+
+
+def _prompt(config: Any, tokens: int) -> Tensor:
+    """Token ids (1, tokens), the same every time."""
+    text = config.get_text_config(decoder=True)
+    most = min(int(getattr(text, "vocab_size", 0) or _COMMON_IDS), _COMMON_IDS)
+    return torch.randint(min(3, most - 1), most, (1, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def _free_memory() -> int:
+    free = int(psutil.virtual_memory().available)
+    return min(free, torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else free
