@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -24,10 +25,11 @@ from secateur import cli, pipeline, stages, tuning
 from secateur.cli import main
 from secateur.cli.words import parse_amount, parse_layers, with_underscores
 from secateur.errors import RequestError, TrainingDivergedError, WriteError
+from secateur.estimation.hardware import CARDS
 from secateur.methods import METHODS
 from secateur.surgery.files import cut_checkpoint
 
-COMMANDS = ("demo", "score", "prune", "tune", "check", "eval", "bench", "compare")
+COMMANDS = ("demo", "score", "prune", "tune", "check", "eval", "bench", "compare", "estimate")
 QUICK = ["--elder.joint-steps=3", "--elder.first-steps=2", "--elder.round-steps=1", "--elder.steps=2"]
 SIZE = ["--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=4"]
 
@@ -163,6 +165,12 @@ WRONG: dict[str, tuple[str, str]] = {
     "eval MODEL no/such/model --data DATA": ("no/such/model", "give a local checkpoint"),
     "eval MODEL --data nowhere.txt": ("'nowhere.txt'", "give a"),
     "eval MODEL --data SHORT --sequence-length 999": ("fewer than one window of 999", "choose a smaller --sequence-length"),
+    "estimate MODEL": ("missing --drop", "secateur estimate --help"),
+    "estimate MODEL --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
+    "estimate MODEL --drop 2 --devices 0": ("--devices must be 1 or more", "not 0"),
+    "estimate MODEL --drop 2 --hardware h10": ("unknown hardware 'h10'", "did you mean 'h100'?"),
+    "estimate MODEL --drop 2 --method slep": ("unknown method 'slep'", "did you mean 'sleb'?"),
+    "estimate no/such/model --drop 2": ("no/such/model", "give a local checkpoint"),
     "bench": ("missing DENSE, PRUNED", "secateur bench --help"),
     "bench MODEL": ("missing PRUNED", "secateur bench --help"),
     "bench MODEL OTHER --batch-sizes 0": ("batch size must be 1 or more", "not 0"),
@@ -564,6 +572,33 @@ def test_a_method_whose_name_has_a_dash_runs_with_its_settings(name, tiny_checkp
     command = ["score", str(tiny_checkpoint), "--method", name, "--data", str(text), "--drop", "2", "--json", "--quiet"]
     assert main([*command, "--sequence-length", "16", "--num-sequences", "8", *option]) == 0
     assert json.loads(capsys.readouterr().out)["method"] == name
+
+
+# ---- estimate --------------------------------------------------------------------------------------------------------------
+
+
+def test_estimate_needs_the_configuration_alone_and_its_table_shows_what_its_json_says(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "config.json").write_text((tiny_checkpoint / "config.json").read_text())
+    command = ["estimate", str(tmp_path), "--drop", "2", "--recover", "lora", "--hardware", "h100", "--quiet"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [phase["phase"] for phase in found["phases"]] == ["measure", "choose", "prepare", "recover", "cut and prove"]
+    assert found["memory_bytes"] == max(phase["memory_bytes"] for phase in found["phases"])
+    assert found["seconds"] == pytest.approx(sum(phase["flops"] for phase in found["phases"]) / (0.4 * 989e12))
+    assert found["fits"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 6 layers by elder" in shown
+    assert "on h100 (396 TFLOP/s" in shown
+    assert "a device: it fits" in shown
+
+
+def test_estimate_says_so_where_it_does_not_fit(tiny_checkpoint: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(CARDS, "l4", dataclasses.replace(CARDS["l4"], memory_bytes=1e8))
+    assert main(["estimate", str(tiny_checkpoint), "--drop", "2", "--hardware", "l4", "--quiet"]) == 0
+    assert "it does NOT fit: try --sharded" in capsys.readouterr().out
 
 
 # ---- tune ------------------------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
         ("speed", "speed.md", "| decode |"),
         ("cut", "checkpoints.md", "| `secateur cut` |"),
         ("ceiling", "speed.md", "## Against the ceiling"),
+        ("estimates", "estimating.md", "## How near it comes"),
         ("compare", "comparison.md", "| `elder` |"),
         ("compare", "comparison.md", "| calibrated on |"),
         ("references", "methods/shortgpt.md", "| order of all 30 layers | the same |"),

@@ -17,7 +17,8 @@ import torch
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
-from secateur.errors import ProofError
+from secateur.errors import ModelError, ProofError
+from secateur.estimation.estimate import Setting, estimated_phases, peak_bytes
 from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.speed import SpeedSettings, measure_speed, room
 from secateur.methods import Cost, Run
@@ -79,23 +80,33 @@ def preflight(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost
     fast = tokens_per_second(decoder, probe, run)
     plain = fast if run.precision is None else tokens_per_second(decoder, probe, Run())
     measured = 3 * held_out.num_tokens
-    seconds = (cost.choose_tokens + cost.prepare_tokens) / fast + measured / plain
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in decoder.model.parameters())
-    vocabulary = int(getattr(decoder.config, "vocab_size", 0) or 0)
-    logits = 4 * 4 * data.batch_size * data.sequence_length * vocabulary
-    wide = 2 if cost.training_tokens and decoder.model.dtype in (torch.bfloat16, torch.float16) else 1
-    memory = max(cost.memory_copies * wide, 1.8) * weights + logits + 0.6e9
-    room = (
+    tokens = cost.choose_tokens + cost.prepare_tokens + cost.recover_tokens
+    seconds = tokens / fast + measured / plain
+    return (
+        f"{_memory_line(decoder, data, held_out, cost, run)}, {(tokens + measured) / 1e3:,.0f} thousand tokens of forward "
+        f"passes or their like ({cost.training_tokens:,} tokens trained on), about {duration(seconds)} at {fast:,.0f} tokens/s"
+    )
+
+
+def _memory_line(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost: Cost, run: Run) -> str:
+    """The memory at the peak, and whether there is as much."""
+    model = decoder.model
+    try:
+        phases = estimated_phases(
+            model.config, cost, data, held_out, Setting(dtype=model.dtype, precision=run.precision)
+        )
+    except ModelError as error:
+        logger.debug("%s", error, exc_info=True)
+        return "memory unknown"
+    held = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    free = (
         psutil.virtual_memory().available
         if decoder.device.type == "cpu"
-        else torch.cuda.mem_get_info(decoder.device)[0] + weights
+        else torch.cuda.mem_get_info(decoder.device)[0]
     )
-    warning = f"; only {room / 1e9:.1f} GB are free" if memory > room else ""
-    tokens = cost.choose_tokens + cost.prepare_tokens + measured
-    return (
-        f"about {memory / 1e9:.1f} GB of memory{warning}, {tokens / 1e3:,.0f} thousand tokens of forward passes or their "
-        f"like ({cost.training_tokens:,} tokens trained on), about {duration(seconds)} at {fast:,.0f} tokens/s"
-    )
+    memory = peak_bytes(phases)
+    warning = f"; only {(free + held) / 1e9:.1f} GB are free" if memory > free + held else ""
+    return f"about {memory / 1e9:.1f} GB of memory{warning}"
 
 
 def with_recovery(cost: Cost, recovery: Recovery, num_layers: int, drop: int, data: TokenBatches) -> Cost:
@@ -107,9 +118,9 @@ def with_recovery(cost: Cost, recovery: Recovery, num_layers: int, drop: int, da
     tokens = recovery.num_tokens(data)
     return replace(
         cost,
-        prepare_tokens=cost.prepare_tokens + tokens * recovery.passes_per_token(num_layers, drop),
+        recover_tokens=tokens * recovery.passes_per_token(num_layers, drop),
         training_tokens=cost.training_tokens + tokens,
-        memory_copies=max(cost.memory_copies, recovery.memory_copies(num_layers, drop)),
+        recovering=recovery.step(drop),
     )
 
 

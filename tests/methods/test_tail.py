@@ -36,7 +36,7 @@ def test_without_tuning_nothing_is_prepared(decoder: Decoder, windows: TokenBatc
     assert not method.prepares
     assert method.prepare_(decoder, windows, PruningPlan(num_layers=6, order=(5, 4))) == {}
     assert method.final_gate() == 1
-    assert method.cost(6, 2, windows).memory_copies == 1
+    assert method.cost(6, 2, windows).preparing is None
     assert snapshot(decoder.model) == before
 
 

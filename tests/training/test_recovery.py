@@ -14,6 +14,7 @@ from secateur.decoder import Decoder
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.methods import Cost
 from secateur.stages import with_recovery
+from secateur.step import Step
 from secateur.surgery.live import remove_layers_
 from secateur.training.recovery import Recovery, check_recovery, recover_
 from tiny_families import build
@@ -97,12 +98,13 @@ def test_budget_below_one_window_is_refused_and_nothing_changed(decoder: Decoder
 
 def test_cost_of_a_recovery_is_its_tokens_times_what_a_step_takes(windows: TokenBatches) -> None:
     """Full: forward, backward and the weights' gradients, 3.3 passes, through the half of the layers that is left."""
-    before = Cost(choose_tokens=7.0, prepare_tokens=11.0, training_tokens=13, memory_copies=1.5)
+    before = Cost(choose_tokens=7.0, prepare_tokens=11.0, training_tokens=13, choosing=Step(trains="gates"))
     settings = Recovery(recover="full", recover_tokens=32)
     after = with_recovery(before, settings, 4, 2, windows)
     assert after == Cost(
-        choose_tokens=7.0, prepare_tokens=11 + 32 * 3.3 / 2, training_tokens=13 + 32, memory_copies=3.0
-    )
+        choose_tokens=7.0, prepare_tokens=11.0, recover_tokens=32 * 3.3 / 2, training_tokens=13 + 32,
+        choosing=Step(trains="gates"), recovering=Step(trains="full", sequences=2, without=2, lora_rank=16, trained_copies=1.0),
+    )  # fmt: skip
     assert with_recovery(before, Recovery(), 4, 2, windows) == before
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-COMMANDS = ("demo", "score", "prune", "tune", "cut", "check", "carry", "eval", "bench", "compare")
+COMMANDS = ("demo", "score", "prune", "tune", "cut", "check", "carry", "eval", "bench", "compare", "estimate")
 """Each a module here, with `SUMMARY`, `USAGE`, `add_options` and `run`."""
 
 _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
@@ -111,7 +111,7 @@ def _run(words: list[str]) -> int:
 
 def _overview() -> str:
     lines = ["usage: secateur COMMAND [OPTIONS]   (secateur COMMAND --help explains each option)", ""]
-    lines += [f"  {name:<8}{_module(name).SUMMARY}" for name in COMMANDS]
+    lines += [f"  {name:<10}{_module(name).SUMMARY}" for name in COMMANDS]
     return "\n".join([*lines, "", "  --version, --debug (show the traceback of an error)"])
 
 

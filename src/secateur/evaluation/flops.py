@@ -16,7 +16,7 @@ from secateur.evaluation.speed import SpeedSettings, made_up_prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Work", "count_work", "weight_bytes"]
+__all__ = ["Work", "count_work", "flop_counter", "weight_bytes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,12 @@ def count_work(model: PreTrainedModel, settings: SpeedSettings) -> Work:
     """
     prompt = made_up_prompt([model], 1, settings.prompt_tokens).to(input_device(model))
     with inference(model):
-        with _counter() as prefill:
+        with flop_counter() as prefill:
             output = read_prompt(model, prompt)
         half = prompt[:, :1].expand(1, settings.new_tokens // 2)
         if half.numel():
             output = model(input_ids=half, past_key_values=output.past_key_values, use_cache=True)
-        with _counter() as decode:
+        with flop_counter() as decode:
             output = model(input_ids=prompt[:, -1:], past_key_values=output.past_key_values, use_cache=True)
     return Work(
         prefill_flops=prefill.get_total_flops(),
@@ -93,7 +93,7 @@ _FUSED_ATTENTION = (
 )
 
 
-def _counter() -> FlopCounterMode:
+def flop_counter() -> FlopCounterMode:
     """The counter of torch, which knows the fused attention of CUDA devices, but not that of CPUs, nor always grouped heads."""
     fused = {getattr(torch.ops.aten, name): _attention for name in _FUSED_ATTENTION if hasattr(torch.ops.aten, name)}
     return FlopCounterMode(display=False, custom_mapping=fused)

@@ -17,11 +17,12 @@ from secateur.decoder import Decoder, evaluating
 from secateur.errors import RequestError
 from secateur.plan import LayerScores, PruningPlan
 from secateur.progress import Progress, Silent
+from secateur.step import Step
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Cost", "Method", "Run", "calibration_loss", "next_token_loss"]
+__all__ = ["Cost", "Method", "Run", "Step", "calibration_loss", "next_token_loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +53,20 @@ class Cost:
     prepare_tokens: float = 0.0
     """The same to prepare the model."""
 
+    recover_tokens: float = 0.0
+    """The same of a recovery after the cut."""
+
     training_tokens: int = 0
     """Tokens that update weights."""
 
-    memory_copies: float = 1.0
-    """Peak memory, in copies of the model's weights."""
+    choosing: Step = field(default_factory=Step)
+    """The heaviest step of choosing."""
+
+    preparing: Step | None = None
+    """The heaviest step of preparing; None if there is none."""
+
+    recovering: Step | None = None
+    """The heaviest step of a recovery after the cut; None if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder, GateKind
 from secateur.errors import RequestError
-from secateur.methods.base import Cost, Method, Run
+from secateur.methods.base import Cost, Method, Run, Step
 from secateur.methods.gates import GateLearning, choose_layers
 from secateur.plan import LayerScores, PruningPlan
 from secateur.settings import check_at_least
@@ -121,14 +121,16 @@ class Elder(GateLearning, RemovalTraining, Method):
         left = 1 - drop / num_layers if self.fade_over == 0 else 1.0
         absorbed = 1.6 * data.num_tokens if self.absorb and self.prepare else 0.0
         teaching = trained if self.distil > 0 else 0
-        copies = (
-            1.0 if not trained else 2.0 if self.train == "lora" else 5.0
-        )  # weights, gradients, two moments, last good
         return Cost(
             choose_tokens=self.choosing_tokens(num_layers, drop, data),
             prepare_tokens=absorbed + 3.3 * trained * left + teaching,
             training_tokens=trained,
-            memory_copies=copies + (1.0 if teaching else 0.0),
+            choosing=self.choosing_step(data),
+            preparing=self.step(without=drop if self.fade_over == 0 else 0)
+            if trained
+            else Step()
+            if absorbed
+            else None,
         )
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder, GateKind, evaluating
 from secateur.errors import RequestError, TrainingDivergedError
-from secateur.methods.base import Run, calibration_loss, next_token_loss
+from secateur.methods.base import Run, Step, calibration_loss, next_token_loss
 from secateur.methods.sleb import removal_losses
 from secateur.settings import check_above_zero, check_at_least
 
@@ -118,6 +118,12 @@ class GateLearning:
         return sum(
             share * (2.2 * per_step * steps + tried) for share, steps in zip(left, self._steps(drop), strict=True)
         )
+
+    def choosing_step(self, data: TokenBatches) -> Step:
+        """A step on the weights of the layers."""
+        if self.selection == "joint":
+            return Step(trains="gates", sequences=_ROWS_PER_STEP, tokens=min(_ROW_TOKENS, data.sequence_length))
+        return Step(trains="gates")
 
     def _steps(self, drop: int) -> list[int]:
         return [self.first_steps] + [self.round_steps] * (drop - 1)

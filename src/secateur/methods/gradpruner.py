@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.errors import RequestError
-from secateur.methods.base import Cost, Method, Run
+from secateur.methods.base import Cost, Method, Run, Step
 from secateur.plan import PruningPlan
 from secateur.settings import check_at_least, check_choices
 from secateur.surgery.absorb import AbsorbForm, absorb_
@@ -155,8 +155,14 @@ class GradPruner(Scoring, Method):
         return Cost(
             choose_tokens=tokens * (3.3 if full else 2.3),
             prepare_tokens=1.6 * data.num_tokens if self.absorb else 0.0,
-            training_tokens=0,
-            memory_copies=6.0 if full else 1.5,
+            choosing=Step(
+                trains="full" if full else "lora",
+                sequences=self.scoring_batch,
+                lora_rank=self.scoring_rank,
+                trained_copies=1.0 if full else steps * float(self._merges_any()),  # squares, or every step's factors
+                copies=float(full),  # the weights that come back
+            ),
+            preparing=Step() if self.absorb else None,
         )
 
     def _merges_any(self) -> bool:

@@ -33,7 +33,7 @@ from torch.nn import functional
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.errors import RequestError, RunError, UnsupportedModelError
-from secateur.methods.base import Cost, Method, Run, measuring
+from secateur.methods.base import Cost, Method, Run, Step, measuring
 from secateur.plan import LayerScores, PruningPlan
 from secateur.settings import check_above_zero, check_at_least
 from secateur.surgery.folding import Fold, folds_of
@@ -145,7 +145,7 @@ class Laco(Method):
         trials = sum((num_layers - 1) * (1 - min(count, drop) / num_layers) for count in gone)
         return Cost(
             choose_tokens=(1 + trials) * windows * data.sequence_length,
-            memory_copies=1 + (len(gone) + 1) / num_layers,
+            choosing=Step(copies=(len(gone) + 1) / num_layers),
         )
 
 

@@ -34,7 +34,7 @@ import torch
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder, evaluating
 from secateur.errors import RunError
-from secateur.methods.base import Cost, Method, Run, next_token_loss
+from secateur.methods.base import Cost, Method, Run, Step, next_token_loss
 from secateur.methods.sleb import removal_losses
 from secateur.plan import LayerScores, PruningPlan
 from secateur.settings import check_above_zero, check_at_least
@@ -116,7 +116,7 @@ class ShortenedTaylor(Method):
 
     def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:  # noqa: ARG002
         """A forward pass and a backward pass, which is worth two; the layers' gradients beside the weights."""
-        return Cost(choose_tokens=3.0 * _tokens(self.sequences, data), memory_copies=2.0)
+        return Cost(choose_tokens=3.0 * _tokens(self.sequences, data), choosing=Step(trains="full", optimizer=False))
 
 
 def _taylor_terms(decoder: Decoder, data: TokenBatches, run: Run) -> list[float]:

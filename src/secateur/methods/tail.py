@@ -123,7 +123,7 @@ class Tail(Method):
         return Cost(
             prepare_tokens=trained * (stays + 2.3 * share),
             training_tokens=trained,
-            memory_copies=1 + 4 * min(share, 1.0),  # gradients, two moments and last good weights of what is trained
+            preparing=self._training().step(without=drop),
         )
 
     def _training(self) -> RemovalTraining:

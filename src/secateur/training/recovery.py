@@ -21,6 +21,7 @@ from secateur.decoder import Decoder
 from secateur.errors import RequestError
 from secateur.progress import Progress
 from secateur.settings import check_above_zero, check_at_least, check_choices, check_divides
+from secateur.step import Step
 from secateur.training.precision import in_float32
 from secateur.training.removal import RemovalTraining, removal_arguments, train_towards_removal_
 from secateur.training.trainer import check_trainer_options
@@ -166,16 +167,9 @@ class Recovery:
             "distill": _FORWARD_AND_BACKWARD * left + 1,
         }[self.recover]
 
-    def memory_copies(self, num_layers: int, drop: int) -> float:
-        """Peak memory, in copies of the dense model's weights: beside them gradients, two moments, last good weights."""
-        left = 1 - drop / num_layers
-        return {
-            "none": 1.0,
-            "lora": 1 + left,
-            "partial": 1 + 4 * self._trained_share(num_layers, drop),
-            "full": 1 + 4 * left,
-            "distill": 2 + 4 * left,
-        }[self.recover]
+    def step(self, drop: int) -> Step | None:
+        """What a step takes after `drop` layers went, whose weights the dense model still holds."""
+        return _training(self).step(without=drop) if self.trains else None
 
     def _trained_share(self, num_layers: int, drop: int) -> float:
         return min(min(self.recover_layers, num_layers - drop) / num_layers + _HEAD, 1.0)

@@ -30,6 +30,7 @@ from secateur.decoder import Activations, Decoder
 from secateur.errors import TrainingDivergedError
 from secateur.progress import Progress, Silent
 from secateur.settings import check_above_zero, check_at_least, check_divides, check_shares
+from secateur.step import Step
 from secateur.training.distillation import distillation_loss
 from secateur.training.lora import attach_lora
 from secateur.training.partial import train_last_
@@ -112,6 +113,20 @@ class RemovalTraining:
         check_at_least(self, 0, "lambda_2", "weight_decay", "max_grad_norm", "steps")
         check_trainer_options(self.trainer, also=[_RESUME])
         check_divides(self, "micro_batch", "sequences_per_step")
+
+    def step(self, *, without: int) -> Step:
+        """What a step takes, with `without` layers that do not run. The last good weights are kept beside what is trained."""
+        checkpointing = any(self.trainer.get(f"{name}_checkpointing") for name in ("gradient", "activation"))
+        return Step(
+            trains=self.train,
+            sequences=self.micro_batch or self.sequences_per_step,
+            without=without,
+            teacher=self.distil > 0,
+            checkpointing=checkpointing,
+            lora_rank=self.lora_rank,
+            partial_layers=self.partial_layers,
+            trained_copies=1.0,
+        )
 
     def num_steps(self, batches: TokenBatches) -> int:
         """Optimiser steps on these windows."""

@@ -1,0 +1,144 @@
+"""What `secateur prune` would take, before anything is loaded: memory and time of each phase."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.data import TokenBatches
+from secateur.errors import RequestError
+from secateur.estimation.estimate import Phase, Setting, estimated_phases, peak_bytes
+from secateur.estimation.hardware import HERE, Hardware, hardware_here, hardware_named
+from secateur.loading import autocast_dtype, load_config
+from secateur.methods import Method, method_named
+from secateur.plan import count_to_drop
+from secateur.progress import Progress, Silent
+from secateur.stages import with_recovery
+from secateur.training.recovery import Recovery
+
+__all__ = ["forecast"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def forecast(
+    source: str | Path,
+    *,
+    method: Method | str,
+    drop: int | float,
+    recovery: Recovery | None = None,
+    sequence_length: int = 256,
+    num_sequences: int = 128,
+    num_eval_sequences: int = 64,
+    batch_size: int = 4,
+    hardware: str = HERE,
+    devices: int = 1,
+    sharded: bool = False,
+    dtype: str = "auto",
+    precision: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Estimate memory and time of a run of `secateur prune`, from the model's configuration alone.
+
+    Args:
+        source: a hub id or a local directory with a config.json.
+        method: a method with its settings, or its name.
+        drop: how many layers go, or which share of them.
+        recovery: training after the cut; none if None.
+        sequence_length: tokens per window.
+        num_sequences: calibration windows.
+        num_eval_sequences: windows that perplexity is measured on.
+        batch_size: windows per forward pass.
+        hardware: `here`, where two layers of the model are timed, or a card of `secateur.estimation.hardware.CARDS`.
+        devices: how many of them.
+        sharded: share weights, gradients and moments out over them.
+        dtype: of the weights; `auto` as the configuration says.
+        precision: autocast dtype of the passes: `auto`, `fp32`, `bf16`.
+        revision: the branch, tag or commit of a hub id.
+        trust_remote_code: run code that comes with the model.
+        progress: who watches.
+
+    Returns:
+        `model`, `method`, `drop`, `hardware`, `devices`, `fits`, `memory_bytes` and `seconds` in all, and `phases`, a mapping
+        each. Bytes are those of one device.
+
+    Raises:
+        RequestError: if something asked for cannot be.
+        ModelError: if the model cannot be run without data.
+    """
+    method = method_named(method)() if isinstance(method, str) else method
+    progress = progress or Silent()
+    for name, value in {
+        "--sequence-length": sequence_length, "--num-sequences": num_sequences, "--num-eval-sequences": num_eval_sequences,
+        "--batch-size": batch_size, "--devices": devices,
+    }.items():  # fmt: skip
+        if value < 1:
+            raise RequestError(f"{name} must be 1 or more, not {value}")
+    card = None if hardware == HERE else hardware_named(hardware)
+    config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    num_layers = config.get_text_config(decoder=True).num_hidden_layers
+    count = count_to_drop(drop, num_layers)
+    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    setting = Setting(
+        dtype=_DTYPES.get(dtype, stored),
+        precision=_precision(precision, card),
+        devices=devices,
+        sharded=sharded,
+    )
+    data, held_out = (
+        TokenBatches(torch.zeros(windows, sequence_length, dtype=torch.long), batch_size, "estimated")
+        for windows in (num_sequences, num_eval_sequences)
+    )
+    cost = with_recovery(
+        method.cost(num_layers, count, data), recovery or Recovery(), num_layers, count, data
+    )  # fmt: skip
+    with progress.track("running the phases without data", 1) as advance:
+        phases = estimated_phases(config, cost, data, held_out, setting)
+        advance(1)
+    if card is None:
+        with progress.track("timing two layers here", 1) as advance:
+            card = hardware_here(
+                config, sequences=batch_size, tokens=sequence_length, dtype=setting.dtype, precision=setting.precision
+            )
+            advance(1)
+    return {
+        "model": str(source),
+        "num_layers": num_layers,
+        "method": method.name,
+        "drop": count,
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "hardware": vars(card),
+        "devices": devices,
+        "sharded": sharded,
+        "memory_bytes": round(peak_bytes(phases)),
+        "fits": peak_bytes(phases) <= card.memory_bytes,
+        "seconds": sum(phase.seconds_on(card, devices) for phase in phases),
+        "phases": [_described(phase, card, setting) for phase in phases],
+    }
+
+
+def _precision(precision: str, card: Hardware | None) -> torch.dtype | None:
+    """A card of the list multiplies bfloat16 natively; of this machine torch says so."""
+    if card is not None:
+        return None if precision == "fp32" else torch.bfloat16
+    return autocast_dtype(precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _described(phase: Phase, card: Hardware, setting: Setting) -> dict[str, Any]:
+    step, share = phase.step, setting.devices if setting.sharded else 1
+    return {
+        "phase": phase.name,
+        "tokens": round(phase.tokens),
+        "flops": round(phase.flops),
+        "weights_bytes": round(step.weights_bytes / share),
+        "gradients_bytes": round(step.trained_bytes / share),
+        "moments_bytes": round(step.moments_bytes / share),
+        "kept_bytes": round(step.kept_bytes / share),
+        "activations_bytes": max(0, step.peak_bytes - step.static_bytes),
+        "memory_bytes": round(phase.memory_bytes),
+        "seconds": phase.seconds_on(card, setting.devices),
+    }

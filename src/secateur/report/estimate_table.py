@@ -1,0 +1,68 @@
+"""An estimate as a table: a row a phase, with what its memory is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from secateur.report.comparison import format_bytes
+from secateur.report.speed_table import format_flops
+
+__all__ = ["estimate_table", "show_estimate"]
+
+_PARTS = {"weights": ("weights",), "training": ("gradients", "moments", "kept"), "passing": ("activations",)}
+"""Column → what of the estimate is in it."""
+
+
+def show_estimate(found: Mapping[str, Any], console: Console) -> None:
+    """The table, and what it comes to.
+
+    Args:
+        found: of `secateur.forecast.forecast`.
+        console: a rich console.
+    """
+    hardware = found["hardware"]
+    console.print(estimate_table(found))
+    devices = f"{found['devices']} × {hardware['name']}" if found["devices"] > 1 else hardware["name"]
+    how = "timed here" if hardware["measured"] else "of its data sheet's peak 40 % assumed"
+    fits = (
+        "it fits"
+        if found["fits"]
+        else "it does NOT fit: try --sharded on more --devices, a smaller --batch-size, or LoRA"
+    )
+    console.print(
+        "training: gradients, AdamW's moments and copies that are kept; passing: activations and logits\n"
+        f"{found['drop']} of {found['num_layers']} layers by {found['method']}, {found['dtype']}, on {devices} "
+        f"({hardware['flops_per_second'] / 1e12:.3g} TFLOP/s, {how}; {format_bytes(hardware['memory_bytes'])} each)\n"
+        f"about {_span(found['seconds'])} and at most {format_bytes(found['memory_bytes'])} a device: {fits}",
+        soft_wrap=True,
+    )
+
+
+def estimate_table(found: Mapping[str, Any]) -> Table:
+    """A row a phase."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("phase", no_wrap=True)
+    for name in ("k tokens", "FLOPs", *_PARTS, "peak", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for phase in found["phases"]:
+        parts = [sum(phase[f"{name}_bytes"] for name in names) for names in _PARTS.values()]
+        table.add_row(
+            phase["phase"],
+            f"{phase['tokens'] / 1e3:,.0f}",
+            format_flops(phase["flops"]),
+            *(format_bytes(part) if part else "" for part in parts),
+            format_bytes(phase["memory_bytes"]),
+            _span(phase["seconds"]),
+        )
+    return table
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

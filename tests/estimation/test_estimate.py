@@ -1,0 +1,94 @@
+"""Phases against their cost, sharding against arithmetic, hardware against its data sheet."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from secateur.data import TokenBatches
+from secateur.errors import RequestError
+from secateur.estimation.estimate import PROCESS_BYTES, Setting, estimated_phases, peak_bytes
+from secateur.estimation.hardware import CARDS, hardware_here, hardware_named
+from secateur.methods import Cost
+from secateur.step import Step
+
+CONFIG = LlamaConfig(
+    vocab_size=211, hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
+)  # fmt: skip
+COST = Cost(
+    choose_tokens=100, prepare_tokens=70, recover_tokens=30, choosing=Step(trains="gates"),
+    preparing=Step(trains="full", sequences=2), recovering=Step(trains="lora", sequences=1),
+)  # fmt: skip
+
+
+def windows(count: int) -> TokenBatches:
+    return TokenBatches(torch.zeros(count, 16, dtype=torch.long), 4, "none")
+
+
+def phases(cost: Cost = COST, **setting: Any) -> dict[str, Any]:
+    found = estimated_phases(CONFIG, cost, windows(8), windows(4), Setting(**{"dtype": torch.float32, **setting}))
+    return {phase.name: phase for phase in found}
+
+
+def test_phases_take_the_tokens_of_the_cost_and_the_operations_of_forward_passes() -> None:
+    found = phases()
+    assert {name: phase.tokens for name, phase in found.items()} == {
+        "measure": 2 * 64, "choose": 100, "prepare": 70, "recover": 30, "cut and prove": 64,
+    }  # fmt: skip
+    matrices = 211 * 32 + 6 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
+    per_token = 2 * matrices + 6 * 4 * 16 * 32
+    assert all(phase.flops == pytest.approx(phase.tokens * per_token) for phase in found.values())
+    assert peak_bytes(list(found.values())) == found["prepare"].memory_bytes
+
+
+def test_a_method_that_only_chooses_has_no_further_phases() -> None:
+    assert list(phases(Cost(choose_tokens=5))) == ["measure", "choose", "cut and prove"]
+
+
+def test_sixteen_bit_weights_are_trained_in_32_and_run_in_16() -> None:
+    wide, narrow = phases(), phases(dtype=torch.bfloat16)
+    assert narrow["prepare"].step.trained_bytes == wide["prepare"].step.trained_bytes
+    assert 2 * narrow["measure"].step.weights_bytes == wide["measure"].step.weights_bytes
+    assert 2 * narrow["recover"].step.weights_bytes == wide["recover"].step.weights_bytes  # adapters
+
+
+def test_sharded_devices_hold_a_share_of_all_that_is_as_large_as_weights_and_two_layers() -> None:
+    whole, shared = phases(), phases(devices=4, sharded=True)
+    copied = phases(devices=4)
+    for name, phase in whole.items():
+        step = phase.step
+        static = step.weights_bytes + step.trained_bytes + step.moments_bytes + step.kept_bytes
+        passing = step.peak_bytes - static
+        expected = static / 4 + passing + 2 * step.largest_layer_bytes + PROCESS_BYTES
+        assert shared[name].memory_bytes == pytest.approx(expected)
+        assert copied[name].memory_bytes == phase.memory_bytes
+
+
+def test_a_card_takes_the_operations_over_two_fifths_of_its_peak_shared_by_its_devices() -> None:
+    phase = dataclasses.replace(phases()["measure"], flops=989e12)
+    assert phase.seconds_on(CARDS["h100"]) == pytest.approx(2.5)
+    assert phase.seconds_on(CARDS["h100"], devices=5) == pytest.approx(0.5)
+
+
+def test_this_machine_is_timed_on_two_layers_with_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 23.0])  # 1, 2 and 3 seconds: the median is 2
+    monkeypatch.setattr("secateur.estimation.hardware.time.perf_counter", lambda: next(clock))
+    state = torch.get_rng_state()
+    here = hardware_here(CONFIG, sequences=4, tokens=16, dtype=torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
+    layer, head = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64, 211 * 32
+    flops = 4 * (2 * 16 * (2 * layer + head) + 2 * 4 * 16 * 16 * 32)
+    assert here.measured
+    assert here.flops_per_second == flops / 2
+    assert CONFIG.num_hidden_layers == 6
+
+
+def test_unknown_hardware_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(RequestError, match="unknown hardware 'h10'; did you mean 'h100'"):
+        hardware_named("h10")
+    with pytest.raises(RequestError, match="choose here or one of a10, a100-40gb"):
+        hardware_named("quantum")
