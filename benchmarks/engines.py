@@ -51,7 +51,7 @@ def main() -> None:
     elif options.command == "hold":
         held(options.engine, options.model, options.expected, options.result)
     else:
-        tables()
+        PAGE.write_text(made_anew(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def held(engine: str, model: Path, expected: Path, result: Path | None) -> None:
@@ -167,7 +167,8 @@ PACKAGES = {
 }
 
 
-def tables() -> None:
+def made_anew(page: str) -> str:
+    """The page with its table made from the result files."""
     sys.path.insert(0, str(HERE))
     from cells import markdown, with_tables
 
@@ -187,7 +188,7 @@ def tables() -> None:
         )
     header = ["model", "engine", "perplexity here", "there", "same best token", "KL divergence", "largest difference"]
     table = markdown(header, rows, words=2)
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), lambda _: table), encoding="utf-8")
+    return with_tables(page, lambda _: table)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
         ("gradpruner", "methods/gradpruner.md", "| dense |"),
         ("speed", "speed.md", "| decode |"),
         ("cut", "checkpoints.md", "| `secateur cut` |"),
+        ("engines", "engines.md", "| cut | mlx "),
         ("ceiling", "speed.md", "## Against the ceiling"),
         ("estimates", "estimating.md", "## How near it comes"),
         ("compare", "comparison.md", "| `elder` |"),
