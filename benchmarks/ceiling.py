@@ -12,7 +12,6 @@ whole step of AdamW on all weights; its work is 6·N a token, N the weights that
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from cells import markdown, with_tables  # noqa: E402  (a script beside this one)
+from cells import markdown, of_result, with_tables  # noqa: E402  (a script beside this one)
 from speed import cut_models  # noqa: E402
 
 RESULTS = HERE / "results"
@@ -142,13 +141,7 @@ def made_anew(page: str) -> str:
 
 def table(name: str) -> str | None:
     """`ceiling` and `ceiling_gpu`, with `-setting` behind it: on what it was measured; None for the tables of another script."""
-    if not name.startswith("ceiling"):
-        return None
-    result = RESULTS / f"{name.removesuffix('-setting')}.json"
-    if not result.exists():
-        return "Not measured yet."
-    record = json.loads(result.read_text(encoding="utf-8"))
-    return setting(record) if name.endswith("-setting") else throughput(record)
+    return of_result(name, RESULTS, throughput, setting) if name.startswith("ceiling") else None
 
 
 def throughput(record: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from secateur.compare.claims import claimed
 from secateur.compare.tables import markdown
 
-__all__ = ["load_results", "markdown", "next_cell", "run_cells", "with_tables"]
+__all__ = ["load_results", "markdown", "next_cell", "of_result", "run_cells", "with_tables"]
 
 
 def run_cells(
@@ -70,6 +70,17 @@ def load_results(cells: Path, results: Path) -> list[dict[str, Any]]:
 
 def _title(cell: dict[str, Any]) -> dict[str, Any]:
     return {"title": cell["title"]} if "title" in cell else {}
+
+
+def of_result(
+    name: str, results: Path, table: Callable[[dict[str, Any]], str], setting: Callable[[dict[str, Any]], str]
+) -> str:
+    """The table called like its result file; with `-setting` behind it, the paragraph on what that was measured."""
+    result = results / f"{name.removesuffix('-setting')}.json"
+    if not result.exists():
+        return "Not measured yet."
+    record = json.loads(result.read_text(encoding="utf-8"))
+    return setting(record) if name.endswith("-setting") else table(record)
 
 
 def with_tables(page: str, table: Callable[[str], str | None]) -> str:

@@ -22,12 +22,11 @@ from cells import with_tables  # noqa: E402  (a script beside this one)
 from secateur.compare.results import Results, Row  # noqa: E402
 from secateur.compare.run import make_tables  # noqa: E402
 from secateur.compare.tables import markdown, perplexity_text, table  # noqa: E402
+from secateur.report.comparison import MISSING  # noqa: E402
 
 RESULTS = HERE / "results"
 FOLDERS = {"": "comparison", "c4-": "comparison_c4", "full-": "comparison_full_length"}
 """What the name of a table begins with → the folder of its results."""
-
-MISSING = "–"
 PAGE = HERE.parent / "docs" / "comparison.md"
 PLOTS = "../benchmarks/results"
 

@@ -11,7 +11,6 @@ weights of its own, as two servers would have.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from cells import markdown, with_tables  # noqa: E402  (a script beside this one)
+from cells import markdown, of_result, with_tables  # noqa: E402  (a script beside this one)
 
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "speed.md"
@@ -88,13 +87,7 @@ def made_anew(page: str) -> str:
 
 def table(name: str) -> str | None:
     """`speed` and `speed_gpu`, with `-setting` behind it: on what it was measured; None for the tables of another script."""
-    if not name.startswith("speed"):
-        return None
-    result = RESULTS / f"{name.removesuffix('-setting')}.json"
-    if not result.exists():
-        return "Not measured yet."
-    record = json.loads(result.read_text(encoding="utf-8"))
-    return setting(record) if name.endswith("-setting") else speedups(record)
+    return of_result(name, RESULTS, speedups, setting) if name.startswith("speed") else None
 
 
 def speedups(record: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from secateur.errors import PlanError, UnsupportedModelError
 
-__all__ = ["Activations", "Decoder", "GateKind", "count_field", "evaluating", "unwrapped"]
+__all__ = ["Activations", "Decoder", "GateKind", "count_field", "evaluating", "layer_count", "unwrapped"]
 
 logger = logging.getLogger(__name__)
 
@@ -272,6 +272,12 @@ def count_field(config: Any) -> str:
     """The field of a (text) configuration that says how many decoder layers there are."""
     own = vars(config).keys() | config.attribute_map.keys()
     return next((name for name in _COUNTS if name in own), "num_hidden_layers")
+
+
+def layer_count(config: Any) -> int:
+    """The number of decoder layers that a model's configuration states."""
+    text = config.get_text_config(decoder=True)
+    return int(getattr(text, count_field(text)))
 
 
 def _text_config(model: Any) -> Any:

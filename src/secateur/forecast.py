@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from secateur.data import TokenBatches
+from secateur.decoder import layer_count
 from secateur.errors import RequestError
-from secateur.estimation.estimate import Phase, Setting, estimated_phases, peak_bytes
+from secateur.estimation.estimate import Phase, Setting, estimated_phases
 from secateur.estimation.hardware import HERE, Hardware, hardware_here, hardware_named
-from secateur.loading import autocast_dtype, load_config
+from secateur.loading import autocast_dtype, dtype_named, load_config
 from secateur.methods import Method, method_named
 from secateur.plan import count_to_drop
 from secateur.progress import Progress, Silent
@@ -19,8 +20,6 @@ from secateur.stages import with_recovery
 from secateur.training.recovery import Recovery
 
 __all__ = ["forecast"]
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def forecast(
@@ -80,22 +79,17 @@ def forecast(
             raise RequestError(f"{name} must be 1 or more, not {value}")
     card = None if hardware == HERE else hardware_named(hardware)
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
-    num_layers = config.get_text_config(decoder=True).num_hidden_layers
+    num_layers = layer_count(config)
     count = count_to_drop(drop, num_layers)
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    setting = Setting(
-        dtype=_DTYPES.get(dtype, stored),
-        precision=_precision(precision, card),
-        devices=devices,
-        sharded=sharded,
-    )
+    weights = dtype_named(dtype)
+    if weights == "auto":
+        weights = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    setting = Setting(dtype=weights, precision=_precision(precision, card), devices=devices, sharded=sharded)
     data, held_out = (
         TokenBatches(torch.zeros(windows, sequence_length, dtype=torch.long), batch_size, "estimated")
         for windows in (num_sequences, num_eval_sequences)
     )
-    cost = with_recovery(
-        method.cost(num_layers, count, data), recovery or Recovery(), num_layers, count, data
-    )  # fmt: skip
+    cost = with_recovery(method.cost(num_layers, count, data), recovery or Recovery(), num_layers, count, data)
     with progress.track("running the phases without data", 1) as advance:
         phases = estimated_phases(config, cost, data, held_out, setting)
         advance(1)
@@ -105,6 +99,7 @@ def forecast(
                 config, sequences=batch_size, tokens=sequence_length, dtype=setting.dtype, precision=setting.precision
             )
             advance(1)
+    memory = max(phase.memory_bytes for phase in phases)
     return {
         "model": str(source),
         "num_layers": num_layers,
@@ -114,8 +109,8 @@ def forecast(
         "hardware": vars(card),
         "devices": devices,
         "sharded": sharded,
-        "memory_bytes": round(peak_bytes(phases)),
-        "fits": peak_bytes(phases) <= card.memory_bytes,
+        "memory_bytes": round(memory),
+        "fits": memory <= card.memory_bytes,
         "seconds": sum(phase.seconds_on(card, devices) for phase in phases),
         "phases": [_described(phase, card, setting) for phase in phases],
     }

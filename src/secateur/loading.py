@@ -6,17 +6,30 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from secateur.errors import ModelError, UnsupportedModelError
 
-__all__ = ["autocast_dtype", "load_config", "load_model", "load_tokenizer", "local_checkpoint", "quiet_transformers"]
+__all__ = [
+    "autocast_dtype",
+    "dtype_named",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "local_checkpoint",
+    "quiet_transformers",
+]
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES: dict[str, torch.dtype | Literal["auto"]] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def load_model(
@@ -48,8 +61,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    if dtype not in _DTYPES:
-        raise ModelError(f"unknown dtype '{dtype}'; choose one of {', '.join(_DTYPES)}")
+    weights = dtype_named(dtype)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = load_config(source, **common)
     placed = {} if device_map is None else {"device_map": dict(device_map), "offload_folder": offload_folder}
@@ -57,7 +69,7 @@ def load_model(
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
-            dtype=_DTYPES[dtype],
+            dtype=weights,
             use_safetensors=True,
             output_loading_info=True,
             **common,
@@ -73,6 +85,17 @@ def load_model(
     if getattr(model, "hf_device_map", None) is None:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model.eval()
+
+
+def dtype_named(name: str) -> torch.dtype | Literal["auto"]:
+    """The dtype called so; `auto` is what the checkpoint says.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    if name not in _DTYPES:
+        raise ModelError(f"unknown dtype '{name}'; choose one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
 
 
 def load_config(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -154,6 +154,22 @@ class PruningPlan:
             raise PlanError(f"the model has no layer {outside[0]}; its layers are 0..{self.num_layers - 1}")
         if self.scores is not None and len(self.scores) != self.num_layers:
             raise PlanError(f"{len(self.scores)} scores for {self.num_layers} layers; give one score a layer")
+
+    @classmethod
+    def of_layers(cls, dropped: Collection[int] | PruningPlan, num_layers: int) -> PruningPlan:
+        """The plan by which layers go from a model of `num_layers`, their order and repetition aside; or a plan made for it.
+
+        Raises:
+            PlanError: if a layer does not exist, none would be left, or the plan is for another depth.
+        """
+        if not isinstance(dropped, PruningPlan):
+            return cls(num_layers=num_layers, order=tuple(sorted(set(dropped))))
+        if dropped.num_layers != num_layers:
+            raise PlanError(
+                f"the plan is for a model of {dropped.num_layers} layers, and this one has {num_layers}; "
+                "give the model it was made on"
+            )
+        return dropped
 
     @property
     def dropped(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-__all__ = ["Progress", "Silent"]
+__all__ = ["Progress", "Silent", "duration"]
 
 
 class Progress(Protocol):
@@ -31,3 +31,10 @@ class Silent:
 
     def note(self, message: str) -> None:
         """Do nothing."""
+
+
+def duration(seconds: float) -> str:
+    """A span of time for people: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

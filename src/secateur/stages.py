@@ -18,13 +18,13 @@ import torch
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.errors import ModelError, ProofError
-from secateur.estimation.estimate import Setting, estimated_phases, peak_bytes
+from secateur.estimation.estimate import Setting, estimated_peak
 from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.speed import SpeedSettings, measure_speed, room
 from secateur.methods import Cost, Run
 from secateur.methods.base import measuring
 from secateur.plan import PruningPlan, write_json
-from secateur.progress import Progress
+from secateur.progress import Progress, duration
 from secateur.report.card import inherited_metadata, model_card
 from secateur.report.record import count_parameters, directory_size
 from secateur.surgery.checkpoint import Proof, bypassed_logits, prove_checkpoint, save_checkpoint
@@ -36,7 +36,6 @@ __all__ = [
     "add_speed",
     "check_cut",
     "cut_copy",
-    "duration",
     "preflight",
     "quality",
     "sharing_copy",
@@ -92,9 +91,7 @@ def _memory_line(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, c
     """The memory at the peak, and whether there is as much."""
     model = decoder.model
     try:
-        phases = estimated_phases(
-            model.config, cost, data, held_out, Setting(dtype=model.dtype, precision=run.precision)
-        )
+        memory = estimated_peak(model.config, cost, data, held_out, Setting(dtype=model.dtype, precision=run.precision))
     except ModelError as error:
         logger.debug("%s", error, exc_info=True)
         return "memory unknown"
@@ -104,7 +101,6 @@ def _memory_line(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, c
         if decoder.device.type == "cpu"
         else torch.cuda.mem_get_info(decoder.device)[0]
     )
-    memory = peak_bytes(phases)
     warning = f"; only {(free + held) / 1e9:.1f} GB are free" if memory > free + held else ""
     return f"about {memory / 1e9:.1f} GB of memory{warning}"
 
@@ -122,13 +118,6 @@ def with_recovery(cost: Cost, recovery: Recovery, num_layers: int, drop: int, da
         training_tokens=cost.training_tokens + tokens,
         recovering=recovery.step(drop),
     )
-
-
-def duration(seconds: float) -> str:
-    """A span of time for people: `40 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def tokens_per_second(decoder: Decoder, input_ids: torch.Tensor, run: Run) -> float:

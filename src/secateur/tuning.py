@@ -27,11 +27,11 @@ from secateur.loading import autocast_dtype, load_model, load_tokenizer
 from secateur.methods import Method, Run, method_named
 from secateur.methods.gradpruner import GradPruner
 from secateur.plan import PruningPlan, write_json
-from secateur.progress import Progress, Silent
+from secateur.progress import Progress, Silent, duration
 from secateur.report.record import count_parameters, describe_model, directory_size, run_record
 from secateur.request import Pruned, Target, num_to_drop
 from secateur.resumption import open_work, resumable
-from secateur.stages import Stages, add_speed, check_cut, duration, tokens_per_second, write_about, write_and_prove
+from secateur.stages import Stages, add_speed, check_cut, tokens_per_second, write_about, write_and_prove
 from secateur.surgery.checkpoint import Proof, bypassed_logits, check_output, new_directory, save_checkpoint
 from secateur.surgery.live import remove_layers_
 from secateur.training.lora import gradient_checkpointing_quietly

@@ -68,7 +68,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
 
 
 def _show(outcome: Any, counts: dict[str, int], *, dry_run: bool, out: str) -> None:
-    from secateur.stages import duration
+    from secateur.progress import duration
 
     if dry_run:
         for name, state in outcome.states.items():

@@ -28,8 +28,7 @@ from secateur.compare.results import STATES, Results, State
 from secateur.compare.tables import perplexity_text, write_tables
 from secateur.compare.workbench import Workbench, check_tasks
 from secateur.errors import RequestError, SecateurError, WriteError
-from secateur.progress import Progress, Silent
-from secateur.stages import duration
+from secateur.progress import Progress, Silent, duration
 
 __all__ = ["Outcome", "compare", "make_tables"]
 

@@ -22,7 +22,7 @@ from secateur.compare.config import Comparison, ModelChoice, slug
 from secateur.compare.reading import with_environment
 from secateur.compare.results import Results
 from secateur.data import TokenBatches
-from secateur.decoder import Decoder, count_field
+from secateur.decoder import Decoder, layer_count
 from secateur.errors import ModelError, RequestError
 from secateur.evaluation.memory import PeakMemory
 from secateur.loading import autocast_dtype, load_config, load_model, load_tokenizer
@@ -61,8 +61,7 @@ class Workbench:
         Raises:
             ModelError: if that cannot be read.
         """
-        text = self._config(model).get_text_config(decoder=True)
-        return int(getattr(text, count_field(text)))
+        return layer_count(self._config(model))
 
     def text(self, model: ModelChoice, seed: int) -> tuple[TokenBatches, TokenBatches]:
         """Calibration and held-out windows, as this model's tokenizer makes them.

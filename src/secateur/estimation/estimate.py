@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from secateur.estimation.hardware import Hardware
 from secateur.methods import Cost
 from secateur.step import Step
 
-__all__ = ["Phase", "Setting", "estimated_phases", "peak_bytes"]
+__all__ = ["Phase", "Setting", "estimated_peak", "estimated_phases"]
 
 PROCESS_BYTES = 0.45e9
 """What Python, torch and transformers take before anything is loaded, and the libraries' working memory on top."""
@@ -78,6 +77,26 @@ def estimated_phases(
     Raises:
         ModelError: if the model cannot be run without data.
     """
+    per_token = _flops_per_token(config, held_out)
+    return [
+        Phase(name=name, tokens=tokens, flops=tokens * per_token, step=step, memory_bytes=_on_device(step, setting))
+        for name, tokens, step in _heaviest_steps(config, cost, data, held_out, setting)
+    ]
+
+
+def estimated_peak(config: Any, cost: Cost, data: TokenBatches, held_out: TokenBatches, setting: Setting) -> float:
+    """The most memory of all phases, on each device, in bytes.
+
+    Raises:
+        ModelError: if the model cannot be run without data.
+    """
+    return max(_on_device(step, setting) for _, _, step in _heaviest_steps(config, cost, data, held_out, setting))
+
+
+def _heaviest_steps(
+    config: Any, cost: Cost, data: TokenBatches, held_out: TokenBatches, setting: Setting
+) -> list[tuple[str, float, Footprint]]:
+    """The name, tokens and heaviest step of each phase."""
     forward = _footprint(config, Step(), held_out, setting)
     choosing = _footprint(config, cost.choosing, data, setting)
     stages = [
@@ -91,30 +110,18 @@ def estimated_phases(
     # Loaded again from disk, beside the dense model and, after a recovery, the one that was trained.
     proof = replace(forward, kept_bytes=(1 if cost.recovering is None else 2) * forward.weights_bytes)
     stages.append(("cut and prove", 1.0 * held_out.num_tokens, proof))
-    per_token = _flops_per_token(config, held_out)
-    return [
-        Phase(
-            name=name,
-            tokens=tokens,
-            flops=tokens * per_token,
-            step=step,
-            memory_bytes=_on_device(step, setting) + PROCESS_BYTES,
-        )
-        for name, tokens, step in stages
-    ]
-
-
-def peak_bytes(phases: Sequence[Phase]) -> float:
-    """The most memory of all phases, on each device."""
-    return max(phase.memory_bytes for phase in phases)
+    return stages
 
 
 def _on_device(step: Footprint, setting: Setting) -> float:
-    """The peak on one device. Sharded, each holds its share of all that is as large as weights, and two layers whole."""
+    """The peak on one device, with what the process takes.
+
+    Sharded, each holds its share of all that is as large as weights, and two layers whole.
+    """
     if not setting.sharded or setting.devices == 1:
-        return step.peak_bytes
+        return step.peak_bytes + PROCESS_BYTES
     passing = max(0, step.peak_bytes - step.static_bytes)
-    return step.static_bytes / setting.devices + passing + 2 * step.largest_layer_bytes
+    return step.static_bytes / setting.devices + passing + 2 * step.largest_layer_bytes + PROCESS_BYTES
 
 
 _KNOWN: dict[tuple[Any, ...], Any] = {}

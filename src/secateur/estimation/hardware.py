@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from secateur.decoder import layer_count
 from secateur.errors import RequestError, SecateurError
 from secateur.evaluation.flops import flop_counter
 from secateur.loading import quiet_transformers
@@ -103,7 +104,11 @@ def hardware_here(
             with torch.no_grad(), autocast:
                 model(input_ids=ids, use_cache=False).logits[0, -1, 0].item()
             seconds.append(time.perf_counter() - start)
-    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _machine_memory()
+    memory = (
+        torch.cuda.get_device_properties(device).total_memory
+        if device.type == "cuda"
+        else psutil.virtual_memory().total
+    )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return Hardware(
         name=name,
@@ -117,11 +122,7 @@ def _first_layers(config: Any) -> Any:
     """The configuration with two layers, where layers can be taken from it; all of them otherwise."""
     text = (few := copy.deepcopy(config)).get_text_config(decoder=True)
     try:
-        remove_layers_from_config_(text, range(2, text.num_hidden_layers))
+        remove_layers_from_config_(text, range(2, layer_count(config)))
     except SecateurError:
         return config
     return few
-
-
-def _machine_memory() -> float:
-    return float(psutil.virtual_memory().total)

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from secateur.progress import duration
 from secateur.report.comparison import format_bytes
 from secateur.report.speed_table import format_flops
 
@@ -63,6 +64,4 @@ def estimate_table(found: Mapping[str, Any]) -> Table:
 
 
 def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)

@@ -120,14 +120,13 @@ def describe_model(model: PreTrainedModel, *, id: str, revision: str | None = No
         id: its hub id or directory, as the user gave it.
         revision: the commit of the hub, if it came from there.
     """
-    from secateur.decoder import count_field
+    from secateur.decoder import layer_count
 
-    text = model.config.get_text_config(decoder=True)
     return {
         "id": id,
         "revision": revision or getattr(model.config, "_commit_hash", None),
         "config_sha256": config_sha256(model.config),
-        "num_layers": int(getattr(text, count_field(text))),
+        "num_layers": layer_count(model.config),
         "num_parameters": count_parameters(model),
     }
 

@@ -248,7 +248,7 @@ class _Pair:
         before = self.source.num_layers
         path = other.folder / "secateur" / "plan.json"
         if dropped is not None:
-            claim = PruningPlan(num_layers=before, order=tuple(sorted(set(dropped))))
+            claim = PruningPlan.of_layers(dropped, before)
         elif path.is_file():
             try:
                 claim = PruningPlan.load(path)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import OutputError, PlanError, RequestError
-from secateur.plan import PruningPlan, count_to_drop, write_json
+from secateur.errors import OutputError, RequestError
+from secateur.plan import PruningPlan, write_json
 from secateur.progress import Progress, Silent
 from secateur.surgery.checkpoint import check_output, new_directory
 from secateur.surgery.folding import folded
@@ -109,7 +109,7 @@ def cut_checkpoint(
     tensors, metadata = read_weights(folder)
     config = read_config(folder, len(tensors), trust_remote_code)
     num_layers = config.get_text_config(decoder=True).num_hidden_layers
-    gone = _layers_to_drop(dropped, num_layers)
+    gone = PruningPlan.of_layers(dropped, num_layers).dropped
     layout = cut_layout(folder, config, tensors, gone, trust_remote_code)
     kept: Mapping[str, Bytes] = layout.tensors
     computed: Collection[str] = ()
@@ -135,7 +135,7 @@ def cut_checkpoint(
     num_bytes = index["metadata"]["total_size"]
     return CutReport(
         target=out,
-        dropped=tuple(gone),
+        dropped=gone,
         num_layers=num_layers,
         num_tensors=len(kept),
         num_folded=len(computed),
@@ -156,22 +156,6 @@ def check_apart(folder: Path, out: Path) -> None:
     source, target = os.path.realpath(folder), os.path.realpath(out)
     if source == target or source.startswith(target + os.sep):
         raise OutputError(f"writing to {out} would replace {folder} itself; choose another --out")
-
-
-def _layers_to_drop(dropped: Collection[int] | PruningPlan, num_layers: int) -> list[int]:
-    if isinstance(dropped, PruningPlan):
-        if dropped.num_layers != num_layers:
-            raise PlanError(
-                f"the plan is for a model of {dropped.num_layers} layers, and this one has {num_layers}; "
-                "give the model it was made on"
-            )
-        return list(dropped.dropped)
-    gone = sorted(set(dropped))
-    count_to_drop(len(gone), num_layers)
-    if gone[0] < 0 or gone[-1] >= num_layers:
-        wrong = gone[0] if gone[0] < 0 else gone[-1]
-        raise PlanError(f"the model has no layer {wrong}; its layers are 0..{num_layers - 1}")
-    return gone
 
 
 def _texts(folder: Path, cut_config: Any, copied: Collection[str]) -> dict[str, str]:

@@ -89,19 +89,13 @@ def cut_gguf(
 
 
 def _plan(dropped: Collection[int] | PruningPlan, num_layers: int) -> PruningPlan:
-    if not isinstance(dropped, PruningPlan):
-        return PruningPlan(num_layers=num_layers, order=tuple(sorted(set(dropped))))
-    if dropped.num_layers != num_layers:
+    plan = PruningPlan.of_layers(dropped, num_layers)
+    if plan.merges:
         raise PlanError(
-            f"the plan is for a model of {dropped.num_layers} layers, and this one has {num_layers}; "
-            "give the model it was made on"
-        )
-    if dropped.merges:
-        raise PlanError(
-            f"the plan merges layer {min(dropped.merges)} into another, and quantised layers cannot be merged; "
+            f"the plan merges layer {min(plan.merges)} into another, and quantised layers cannot be merged; "
             "cut the checkpoint the file was made from, and convert that"
         )
-    return dropped
+    return plan
 
 
 def _renumbered(header: Header, blocks: list[int]) -> dict[str, Tensor]:

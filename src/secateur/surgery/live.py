@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.decoder import Decoder, count_field, evaluating, unwrapped
-from secateur.errors import PlanError, UnsupportedModelError
+from secateur.errors import UnsupportedModelError
 from secateur.loading import quiet_transformers
-from secateur.plan import count_to_drop
+from secateur.plan import PruningPlan
+from secateur.surgery.checkpoint import bypassed_logits, tolerance
 from secateur.surgery.config import remove_layers_from_config_
 from secateur.surgery.skeleton import changes_between, empty_model
 
@@ -26,9 +27,6 @@ __all__ = ["remove_layers_"]
 logger = logging.getLogger(__name__)
 
 _NEW_TOKENS = 3
-
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Largest difference between logits that rounding explains, as a share of the largest logit."""
 
 
 def remove_layers_(model: nn.Module, dropped: Collection[int]) -> None:
@@ -48,11 +46,7 @@ def remove_layers_(model: nn.Module, dropped: Collection[int]) -> None:
     On any of these errors the model is unchanged.
     """
     decoder = Decoder(model)
-    gone = sorted(set(dropped))
-    count_to_drop(len(gone), decoder.num_layers)
-    if gone[0] < 0 or gone[-1] >= decoder.num_layers:
-        wrong = gone[0] if gone[0] < 0 else gone[-1]
-        raise PlanError(f"the model has no layer {wrong}; its layers are 0..{decoder.num_layers - 1}")
+    gone = PruningPlan.of_layers(dropped, decoder.num_layers).dropped
     _refuse_companions(decoder)
     expected = _bypassed(decoder, gone)
     cached = _check_cache(decoder) is None
@@ -61,8 +55,8 @@ def remove_layers_(model: nn.Module, dropped: Collection[int]) -> None:
         _check_logits(decoder, gone, expected)
         if cached and (reason := _check_cache(decoder)) is not None:
             raise UnsupportedModelError(
-                f"{type(unwrapped(model)).__name__} without layers {gone} cannot use its cache, as it could before: {reason}; "
-                "drop other layers"
+                f"{type(unwrapped(model)).__name__} without layers {list(gone)} cannot use its cache, as it could before: "
+                f"{reason}; drop other layers"
             )
 
 
@@ -201,8 +195,7 @@ def _refuse_companions(decoder: Decoder) -> None:
 
 def _bypassed(decoder: Decoder, gone: Sequence[int]) -> Tensor:
     try:
-        with evaluating(decoder.model), torch.no_grad(), decoder.bypass(gone):
-            return decoder.logits(decoder.probe_ids()).float().cpu()
+        return bypassed_logits(decoder, gone, decoder.probe_ids())
     except Exception as error:
         raise UnsupportedModelError(
             f"{type(decoder.model).__name__} does not run without layers {list(gone)}: a kept layer needs what one of "
@@ -220,7 +213,7 @@ def _check_cache(decoder: Decoder) -> str | None:
         return _words(error)
     for with_cache, without in zip(cached, plain, strict=True):
         gap = (with_cache - without).abs().max().item()
-        if not gap <= _tolerance(decoder, without):
+        if not gap <= tolerance(decoder.model.dtype, without):
             return f"logits differ by {gap:.3g}"
         if with_cache.argmax() != without.argmax():  # a tie that rounding broke: what follows is another text
             break
@@ -246,10 +239,6 @@ def _generated_logits(decoder: Decoder, *, use_cache: bool) -> list[Tensor]:
     return [logits[0].float() for logits in result.logits]
 
 
-def _tolerance(decoder: Decoder, logits: Tensor) -> float:
-    return _TOLERANCE.get(decoder.model.dtype, 1e-4) * max(logits.abs().max().item(), 1.0)
-
-
 def _words(error: Exception) -> str:
     logger.debug("running the model failed", exc_info=error)
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -259,13 +248,12 @@ def _check_logits(decoder: Decoder, gone: Sequence[int], expected: Tensor) -> No
     """The cut model computes what the model with the layers bypassed did."""
     what = f"{type(decoder.model).__name__} without layers {list(gone)}"
     try:
-        with evaluating(decoder.model), torch.no_grad():
-            found = decoder.logits(decoder.probe_ids()).float().cpu()
+        found = bypassed_logits(decoder, (), decoder.probe_ids())
     except Exception as error:
         raise UnsupportedModelError(f"{what} does not run ({_words(error)}); drop other layers") from error
     difference = (found - expected).abs().max().item()
     if not (
-        difference <= _tolerance(decoder, expected)
+        difference <= tolerance(decoder.model.dtype, expected)
         or (torch.equal(found.isnan(), expected.isnan()) and expected.isnan().any())
     ):
         raise UnsupportedModelError(
