@@ -134,7 +134,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out OUT --drop 2 --sequence-length 1": ("sequence length is 1", "choose 2 or more"),
     "prune MODEL --data DATA --out OUT --drop 2 --num-sequences -4": ("number of sequences is -4", "choose 1 or more"),
     "prune MODEL --data DATA --out OUT --drop 2 --batch-size 0": ("batch size is 0", "choose 1 or more"),
-    "prune MODEL --data DATA --out OUT --drop 2 --seed x": ("--seed: expects int, not 'x'", "--help"),
+    "prune MODEL --data DATA --out OUT --drop 2 --seed x": ("--seed: expects int of 0 or more, not 'x'", "--help"),
     "prune MODEL --data DATA --out OUT --drop 2 --precision fp8": ("fp8", "--help"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.lambda-1 abc": ("--elder.lambda-1: expects float, not 'abc'", "--help"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.train half": ("'half'", "'full', 'lora'"),
@@ -211,7 +211,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "eval MODEL --tasks piqa --include-path nowhere": ("nowhere is no folder", "to --include-path"),
     "eval MODEL --tasks piqa --include-path FOLDER": ("folder holds no task files", "to --include-path"),
     "eval no/such/model --tasks piqa": ("no/such/model", "give a local checkpoint"),
-    "demo --seed x": ("--seed: expects int, not 'x'", "secateur demo --help"),
+    "demo --seed x": ("--seed: expects int of 0 or more, not 'x'", "secateur demo --help"),
     "demo --out FOLDER": ("folder is not empty", "--overwrite"),
     "demo MODEL": ("MODEL", "secateur demo --help"),
 }  # fmt: skip

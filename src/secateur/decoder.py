@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur.depth import count_field, layer_count
 from secateur.errors import PlanError, UnsupportedModelError
 
 __all__ = ["Activations", "Decoder", "GateKind", "count_field", "evaluating", "layer_count", "unwrapped"]
@@ -23,9 +24,6 @@ __all__ = ["Activations", "Decoder", "GateKind", "count_field", "evaluating", "l
 logger = logging.getLogger(__name__)
 
 GateKind = Literal["residual", "output"]
-
-_COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers")
-"""Fields that count decoder layers; the first that a configuration has is the one: others then count the encoder's."""
 
 _PROBE_TOKENS = 8
 _MISSING = object()
@@ -266,18 +264,6 @@ def _restore_forward(module: nn.Module, forward: Any) -> None:
         del module.forward
     else:
         module.forward = forward
-
-
-def count_field(config: Any) -> str:
-    """The field of a (text) configuration that says how many decoder layers there are."""
-    own = vars(config).keys() | config.attribute_map.keys()
-    return next((name for name in _COUNTS if name in own), "num_hidden_layers")
-
-
-def layer_count(config: Any) -> int:
-    """The number of decoder layers that a model's configuration states."""
-    text = config.get_text_config(decoder=True)
-    return int(getattr(text, count_field(text)))
 
 
 def _text_config(model: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from secateur.depth import layer_count
 from secateur.errors import ModelError, UnsupportedModelError
 
 __all__ = [
@@ -118,6 +119,10 @@ def load_config(source: str | Path, *, revision: str | None = None, trust_remote
         raise UnsupportedModelError(
             f"{source} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
         )
+    with _explained(source):
+        num_layers = layer_count(config)
+    if num_layers < 1:
+        raise ModelError(f"{source} says that its model has {num_layers} layers; mend config.json")
     return config
 
 

@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from secateur.cli.words import explained, one_line, refuse_settings_of_others, with_underscores
+from secateur.cli.words import check_settings_files, explained, one_line, refuse_settings_of_others, with_underscores
 from secateur.errors import RequestError, SecateurError
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _run(words: list[str]) -> int:
     parser = _parser(words[0])
     methods = _methods_of(parser)
     plain = [with_underscores(word, methods) for word in words[1:]]
+    check_settings_files(plain, methods)
     try:
         parsed = parser.parse_args(plain)
     except Exception as error:

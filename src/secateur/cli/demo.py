@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_out, print_pruned
+from secateur.cli.options import add_out, add_seed, print_pruned
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -18,7 +18,7 @@ USAGE = "[--out DIR] [OPTIONS]"
 def add_options(parser: ArgumentParser) -> None:
     """The options of this command."""
     add_out(parser, default="secateur-demo")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    add_seed(parser)
 
 
 def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:

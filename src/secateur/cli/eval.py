@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_loading, print_json
+from secateur.cli.options import add_loading, add_seed, print_json
 from secateur.cli.words import parse_names
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="items of each task: the first; null: all")
     parser.add_argument("--num_fewshot", type=int, help="examples in the prompt; null: what each task says, else none")
     parser.add_argument("--task_batch_size", type=int, default=16, help="prompts with an answer per forward pass")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the examples in the prompts and of sampled answers"
-    )
+    add_seed(parser, "the examples in the prompts and of sampled answers")
     add_loading(parser)
 
 

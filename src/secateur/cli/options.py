@@ -21,6 +21,7 @@ __all__ = [
     "add_method",
     "add_out",
     "add_recovery",
+    "add_seed",
     "add_target",
     "check_file",
     "converter_of",
@@ -56,11 +57,18 @@ def add_method(parser: ArgumentParser, *, default: str) -> None:
     for name, method in METHODS.items():
         parser.add_class_arguments(method, name, help=f"settings of {name} ({method.paper})", skip=set())
     parser.add_argument("--method", type=str, default=default, help=f"one of {', '.join(METHODS)}")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    add_seed(parser)
     parser.add_argument(
         "--precision", choices=["auto", "fp32", "bf16"], default="auto",
         help="of the passes while choosing and preparing; auto is bf16 where the device has it natively",
     )  # fmt: skip
+
+
+def add_seed(parser: ArgumentParser, of: str = "everything random") -> None:
+    """The seed; numpy takes none below 0."""
+    from jsonargparse.typing import NonNegativeInt
+
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help=f"seed of {of}")
 
 
 def add_target(parser: ArgumentParser, *, budgets: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.errors import RequestError
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 __all__ = [
+    "check_settings_files",
     "explained",
     "one_line",
     "parse_amount",
@@ -51,6 +53,32 @@ def with_underscores(word: str, methods: Collection[str] = ()) -> str:
     return f"--{owner}{dot}{name}{equals}{value}"
 
 
+def check_settings_files(words: Sequence[str], methods: Collection[str]) -> None:
+    """What the parser would take for a failure of its own in a file that `--config` names.
+
+    Raises:
+        RequestError: if the file cannot be read as text, or has a value where a method's settings belong.
+    """
+    import yaml
+
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option != "--config":
+            continue
+        file = value if equals else next(iter(words[place + 1 :]), "")
+        try:
+            settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise RequestError(f"--config {file} is no text in UTF-8; give a YAML file of options") from None
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # the parser says what is wrong
+        for name, given in settings.items() if isinstance(settings, dict) else ():
+            if name in methods and not isinstance(given, dict):
+                raise RequestError(
+                    f"--config {file}: {name} takes settings by name, not '{given}'; --print-config shows how"
+                )
+
+
 def refuse_settings_of_others(words: Sequence[str], method: str | None) -> None:
     """A setting of a method that does not run would be without effect, and nobody would notice."""
     if method is None:
@@ -77,6 +105,11 @@ def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
     message = re.sub(
         r"Does not validate against any of the Union subtypes Subtypes: \[(.*?), NoneType\] .* Given value: (.*)",
         r"expects \1 or null, not '\2'",
+        message,
+    )
+    message = re.sub(
+        r"Not of type NonNegativeInt: (?:.*: '(.*)'|(\S+) does not conform.*)",
+        lambda found: f"expects int of 0 or more, not '{found[1] or found[2]}'",
         message,
     )
     message = message.replace("unrecognized arguments:", "unknown option")

@@ -63,7 +63,9 @@ class GradPruner(Scoring, Method):
         Scoring.__post_init__(self)
         check_choices(self, "reduction", "merge", "absorb")
         if not 0 < self.keep <= 1:
-            raise RequestError(f"keep is the share of a weight's entries that is merged, not {self.keep:g}")
+            raise RequestError(
+                f"keep is the share of a weight's entries that is merged, not {self.keep:g}; choose above 0, up to 1"
+            )
         check_at_least(self, 0, "merged_layers", "absorb_alpha")
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:

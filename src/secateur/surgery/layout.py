@@ -159,7 +159,9 @@ def layer_paths(folder: Path, names: Collection[str], num_layers: int) -> list[s
         if layer is not None:
             found[prefix].add(layer)
     if not found:
-        raise UnsupportedModelError(f"{folder} has no tensors whose names number layers, as 'model.layers.3.' does")
+        raise UnsupportedModelError(
+            f"{folder} has no tensors whose names number layers, as 'model.layers.3.' does; give a checkpoint of transformers"
+        )
     complete = [prefix for prefix, layers in found.items() if layers == set(range(num_layers))]
     if not complete:
         prefix, layers = max(found.items(), key=lambda item: len(item[1]))

@@ -90,7 +90,7 @@ def run_pair(
     """
     from_disk = num_bytes * _ROOM > _free_memory() if layer_by_layer is None else layer_by_layer
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": _NAMES.get(config.dtype, "auto")}
-    input_ids = _prompt(config, prompt_tokens)
+    input_ids = _prompt((model.config, config), prompt_tokens)
     with tempfile.TemporaryDirectory(prefix="secateur-") as scratch:
 
         def opened(folder: Path) -> Decoder:
@@ -144,10 +144,10 @@ def on_disk(model: nn.Module, path: str, scratch: Path) -> dict[str, Any]:
     return {"device_map": places | {path: "disk"}, "offload_folder": scratch}
 
 
-def _prompt(config: Any, tokens: int) -> Tensor:
-    """Token ids (1, tokens), the same every time."""
-    text = config.get_text_config(decoder=True)
-    most = min(int(getattr(text, "vocab_size", 0) or _COMMON_IDS), _COMMON_IDS)
+def _prompt(configs: Collection[Any], tokens: int) -> Tensor:
+    """Token ids (1, tokens) that every vocabulary has, the same every time."""
+    texts = [config.get_text_config(decoder=True) for config in configs]
+    most = min(_COMMON_IDS, *(int(getattr(text, "vocab_size", 0) or _COMMON_IDS) for text in texts))
     return torch.randint(min(3, most - 1), most, (1, tokens), generator=torch.Generator().manual_seed(0))
 
 
