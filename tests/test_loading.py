@@ -10,6 +10,7 @@ from transformers.utils import logging as hf_logging
 
 from secateur.errors import ModelError, UnsupportedModelError
 from secateur.loading import autocast_dtype, load_model, load_tokenizer, quiet_transformers
+from secateur.trust import is_pickle_allowed, pickle_allowed
 
 
 @pytest.fixture
@@ -164,3 +165,39 @@ def test_the_compute_dtype_asked_for_is_the_one_given():
     assert autocast_dtype("fp32", cpu) is None
     assert autocast_dtype("bf16", cpu) is torch.bfloat16
     assert autocast_dtype("auto", cpu) in {None, torch.bfloat16}
+
+
+@pytest.fixture
+def pickled(checkpoint):
+    """The checkpoint with its weights in a `.bin` file."""
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(weights, checkpoint / "pytorch_model.bin")
+    return checkpoint
+
+
+def test_pickled_weights_are_refused_with_the_option_that_reads_them(pickled):
+    with pytest.raises(ModelError, match="--allow-pickle"):
+        load_model(pickled)
+
+
+def test_pickled_weights_equal_those_of_safetensors_where_pickle_is_allowed(pickled, tiny_model):
+    with pickle_allowed():
+        loaded = load_model(pickled).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in tiny_model.state_dict().items())
+    assert not is_pickle_allowed()
+
+
+class Attack:
+    """What a pickle could do."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("attacked"),))
+
+
+def test_code_in_a_pickle_is_refused_and_not_run(pickled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model.embed_tokens.weight": Attack()}, pickled / "pytorch_model.bin")
+    with pickle_allowed(), pytest.raises(ModelError):
+        load_model(pickled)
+    assert not (tmp_path / "attacked").exists()

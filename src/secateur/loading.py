@@ -12,6 +12,7 @@ import torch
 
 from secateur.depth import layer_count
 from secateur.errors import ModelError, UnsupportedModelError
+from secateur.trust import is_pickle_allowed
 
 __all__ = [
     "autocast_dtype",
@@ -44,7 +45,7 @@ def load_model(
     device_map: Mapping[str, str] | None = None,
     offload_folder: str | Path | None = None,
 ) -> Any:
-    """Load a causal language model in evaluation mode.
+    """Load a causal language model in evaluation mode; from safetensors, unless `pickle_allowed` says otherwise.
 
     Args:
         source: a hub id or a local checkpoint directory.
@@ -71,7 +72,8 @@ def load_model(
             source,
             config=config,
             dtype=weights,
-            use_safetensors=True,
+            use_safetensors=None if is_pickle_allowed() else True,
+            weights_only=True,
             output_loading_info=True,
             **common,
             **placed,
@@ -201,6 +203,8 @@ def _explained(source: str | Path, what: str = "") -> Iterator[None]:
             remedy = "give a local checkpoint directory, or a hub id while online"
         elif not (Path(source) / "config.json").is_file():
             remedy = "give a directory that holds config.json and *.safetensors"
+        elif any(Path(source).glob("*.bin")) and not any(Path(source).glob("*.safetensors")):
+            remedy = "its weights are pickled: --allow-pickle reads the tensors of .bin files, and no code"
         else:
             remedy = "see the reason and mend the checkpoint"
         raise ModelError(f"cannot load {what}{source}; {remedy} (reason: {reason[:300]})") from error

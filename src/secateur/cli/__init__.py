@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+logger = logging.getLogger(__name__)
+
 COMMANDS = ("demo", "score", "prune", "tune", "cut", "check", "carry", "eval", "bench", "compare", "estimate")
 """Each a module here, with `SUMMARY`, `USAGE`, `add_options` and `run`."""
 
@@ -105,8 +107,14 @@ def _run(words: list[str]) -> int:
         for name in ("httpx", "huggingface_hub", "transformers", "datasets", "accelerate"):
             logging.getLogger(name).setLevel(logging.ERROR)
     from secateur.report.console import RichProgress
+    from secateur.trust import pickle_allowed
 
-    _module(words[0]).run(vars(values), RichProgress(quiet=quiet), ["secateur", *words])
+    if values.get("trust_remote_code"):
+        logger.warning(
+            "the Python code that comes with the model is run, with all that you may do here; pin it with --revision"
+        )
+    with pickle_allowed(values.pop("allow_pickle", False)):
+        _module(words[0]).run(vars(values), RichProgress(quiet=quiet), ["secateur", *words])
     return 0
 
 

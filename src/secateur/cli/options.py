@@ -40,6 +40,9 @@ def add_checkpoint(parser: ArgumentParser) -> None:
     """Where a model comes from, beside its name."""
     parser.add_argument("--revision", type=str, help="branch, tag or commit of a hub id")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    parser.add_argument(
+        "--allow_pickle", action="store_true", help="read weights that are in .bin files alone: tensors, no code"
+    )
 
 
 def add_loading(parser: ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from secateur.evaluation.memory import PeakMemory
 from secateur.evaluation.speed import SpeedSettings, made_up_prompt, time_once
 from secateur.loading import load_model
+from secateur.trust import is_pickle_allowed, pickle_allowed
 
 __all__ = ["peak_memory"]
 
@@ -31,7 +32,7 @@ def peak_memory(source: str | Path, settings: SpeedSettings, **loading: Any) -> 
         settings: which prompts, how much is written after them, and the batch sizes.
         loading: `dtype`, `revision` and `trust_remote_code`, as for `load_model`.
     """
-    request = {"source": str(source), "settings": asdict(settings), "loading": loading}
+    request = {"source": str(source), "settings": asdict(settings), "loading": loading, "pickle": is_pickle_allowed()}
     done = subprocess.run(  # noqa: S603  this Python and this file
         [sys.executable, "-m", __name__], input=json.dumps(request), capture_output=True, text=True, check=False
     )
@@ -44,7 +45,8 @@ def peak_memory(source: str | Path, settings: SpeedSettings, **loading: Any) -> 
 def _measure(request: dict[str, Any]) -> int:
     """What the fresh process does."""
     settings = SpeedSettings(**{**request["settings"], "batch_sizes": tuple(request["settings"]["batch_sizes"])})
-    model = load_model(request["source"], **request["loading"])
+    with pickle_allowed(request["pickle"]):
+        model = load_model(request["source"], **request["loading"])
     prompt = made_up_prompt([model], max(settings.batch_sizes), settings.prompt_tokens)
     with PeakMemory(interval=0.01) as peak:
         time_once(model, prompt, settings.new_tokens)
