@@ -52,7 +52,7 @@ def forecast(
         num_sequences: calibration windows.
         num_eval_sequences: windows that perplexity is measured on.
         batch_size: windows per forward pass.
-        hardware: `here`, where two layers of the model are timed, or a card of `secateur.estimation.hardware.CARDS`.
+        hardware: `here`, where a few layers of the model are timed, or a card of `secateur.estimation.hardware.CARDS`.
         devices: how many of them.
         sharded: share weights, gradients and moments out over them.
         dtype: of the weights; `auto` as the configuration says.
@@ -94,7 +94,7 @@ def forecast(
         phases = estimated_phases(config, cost, data, held_out, setting)
         advance(1)
     if card is None:
-        with progress.track("timing two layers here", 1) as advance:
+        with progress.track("timing a few layers here", 1) as advance:
             card = hardware_here(
                 config, sequences=batch_size, tokens=sequence_length, dtype=setting.dtype, precision=setting.precision
             )

@@ -75,17 +75,29 @@ def test_a_card_takes_the_operations_over_two_fifths_of_its_peak_shared_by_its_d
     assert phase.seconds_on(CARDS["h100"], devices=5) == pytest.approx(0.5)
 
 
-def test_this_machine_is_timed_on_two_layers_with_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 1.0, 10.0, 12.0, 20.0, 23.0])  # 1, 2 and 3 seconds: the median is 2
+def test_this_machine_is_timed_on_a_few_layers_and_the_rate_is_that_of_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    laps = [1.0, 2.0] * 2 + [1.0, 20.0] + [3.0, 2.0] * 2  # of two and of four layers in turn: medians 1 and 2
+    clock = iter([time for lap in laps for time in (0.0, lap)])
     monkeypatch.setattr("secateur.estimation.hardware.time.perf_counter", lambda: next(clock))
     state = torch.get_rng_state()
     here = hardware_here(CONFIG, sequences=4, tokens=16, dtype=torch.float32)
     assert torch.equal(torch.get_rng_state(), state)
     layer, head = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64, 211 * 32
-    flops = 4 * (2 * 16 * (2 * layer + head) + 2 * 4 * 16 * 16 * 32)
+    flops = 4 * (2 * 16 * (6 * layer + head) + 6 * 4 * 16 * 16 * 32)
     assert here.measured
-    assert here.flops_per_second == flops / 2
+    assert here.flops_per_second == pytest.approx(flops / 3.0)  # half a second a layer, and none for the head
     assert CONFIG.num_hidden_layers == 6
+
+
+def test_a_model_of_two_layers_is_timed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = LlamaConfig(**{**CONFIG.to_dict(), "num_hidden_layers": 2})
+    clock = iter([0.0, 4.0] * 5)
+    monkeypatch.setattr("secateur.estimation.hardware.time.perf_counter", lambda: next(clock))
+    here = hardware_here(config, sequences=1, tokens=16, dtype=torch.float32)
+    layer, head = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64, 211 * 32
+    assert here.flops_per_second == (2 * 16 * (2 * layer + head) + 2 * 4 * 16 * 16 * 32) / 4
 
 
 def test_unknown_hardware_is_refused_with_the_nearest_name() -> None:

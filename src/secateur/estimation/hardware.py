@@ -1,4 +1,4 @@
-"""What a device can do: from its data sheet, or measured on this machine with two layers of the model."""
+"""What a device can do: from its data sheet, or measured on this machine with a few layers of the model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import difflib
 import time
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import psutil
@@ -23,6 +24,10 @@ HERE = "here"
 
 _EFFICIENCY = 0.4
 """Share of a card's peak that a pass reaches where nothing was measured."""
+
+
+_TIMED_LAYERS = (2, 4)
+_ROUNDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,10 @@ def hardware_named(name: str) -> Hardware:
 def hardware_here(
     config: Any, *, sequences: int, tokens: int, dtype: torch.dtype, precision: torch.dtype | None = None
 ) -> Hardware:
-    """This machine, timed on forward passes of the model's first two layers with random weights.
+    """This machine, timed on forward passes of the model's first two and four layers with random weights.
+
+    The head of a small model is much of its work and runs at another rate than a layer: the two timings tell them apart, and
+    the rate is that of a pass of the whole model, a + b · (its layers).
 
     Args:
         config: of the model.
@@ -90,20 +98,20 @@ def hardware_here(
         precision: autocast dtype; the weights' own if None.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_config(_first_layers(config), dtype=dtype).to(device).eval()
-        ids = torch.zeros(sequences, tokens, dtype=torch.long, device=device)
-        autocast = torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
-        with torch.no_grad(), autocast, flop_counter() as counter:
-            model(input_ids=ids, use_cache=False)  # warms up, too
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            with torch.no_grad(), autocast:
+    ids = torch.zeros(sequences, tokens, dtype=torch.long, device=device)
+    autocast = torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
+    with torch.no_grad(), autocast:
+        few = [_first_layers(config, min(count, layer_count(config))) for count in _TIMED_LAYERS]
+        models = {layer_count(each): _random_model(each, dtype, device) for each in few}  # one if it cannot be cut
+        flops = {count: _flops(model, ids) for count, model in models.items()}  # warms up, too
+        laps: dict[int, list[float]] = {count: [] for count in models}
+        for _ in range(_ROUNDS):
+            for count, model in models.items():
+                start = time.perf_counter()
                 model(input_ids=ids, use_cache=False).logits[0, -1, 0].item()
-            seconds.append(time.perf_counter() - start)
+                laps[count].append(time.perf_counter() - start)
+    num_layers = layer_count(config)
+    seconds = _extrapolated({count: median(times) for count, times in laps.items()}, num_layers)
     memory = (
         torch.cuda.get_device_properties(device).total_memory
         if device.type == "cuda"
@@ -113,16 +121,37 @@ def hardware_here(
     return Hardware(
         name=name,
         memory_bytes=memory,
-        flops_per_second=counter.get_total_flops() / sorted(seconds)[1],
+        flops_per_second=_extrapolated(flops, num_layers) / seconds,
         measured=True,
     )
 
 
-def _first_layers(config: Any) -> Any:
-    """The configuration with two layers, where layers can be taken from it; all of them otherwise."""
+def _extrapolated(of_layers: dict[int, float], num_layers: int) -> float:
+    """What a model of `num_layers` takes, from what a few and more layers take; never less than the larger of these."""
+    (few, least), (more, most) = min(of_layers.items()), max(of_layers.items())
+    if few == more:
+        return most
+    return most + max(0.0, most - least) / (more - few) * (num_layers - more)
+
+
+def _flops(model: Any, ids: torch.Tensor) -> float:
+    with flop_counter() as counter:
+        model(input_ids=ids, use_cache=False)
+    return float(counter.get_total_flops())
+
+
+def _random_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device).eval()
+
+
+def _first_layers(config: Any, num_layers: int) -> Any:
+    """The configuration with the first layers alone, where layers can be taken from it; all of them otherwise."""
     text = (few := copy.deepcopy(config)).get_text_config(decoder=True)
     try:
-        remove_layers_from_config_(text, range(2, layer_count(config)))
+        remove_layers_from_config_(text, range(num_layers, layer_count(config)))
     except SecateurError:
         return config
     return few
