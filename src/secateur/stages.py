@@ -26,6 +26,7 @@ from secateur.methods.base import measuring
 from secateur.plan import PruningPlan, write_json
 from secateur.progress import Progress, duration
 from secateur.report.card import inherited_metadata, model_card
+from secateur.report.page import load_run, report_page
 from secateur.report.record import count_parameters, directory_size
 from secateur.surgery.checkpoint import Proof, bypassed_logits, prove_checkpoint, save_checkpoint
 from secateur.surgery.live import remove_layers_
@@ -216,10 +217,11 @@ def add_speed(dense: dict[str, Any], pruned: dict[str, Any], model: Any, pruned_
 
 
 def write_about(directory: Path, source: str | Path, plan: PruningPlan, record: dict[str, Any]) -> None:
-    """Write plan, record and model card into a checkpoint."""
+    """Write plan, record, model card and report into a checkpoint."""
     about = directory / "secateur"
     about.mkdir()
     plan.save(about / "plan.json")
     write_json(about / "record.json", record)
     card = model_card(record, str(source), inherited=inherited_metadata(source))
     (directory / "README.md").write_text(card, encoding="utf-8")
+    (about / "report.html").write_text(report_page([load_run(directory)]), encoding="utf-8")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from secateur.report.comparison import compared, recovered_in_words
+from secateur.report.comparison import compared, layer_ranges, recovered_in_words
 
 __all__ = ["inherited_metadata", "model_card"]
 
@@ -99,24 +99,13 @@ def _title(record: Mapping[str, Any], name: str) -> str:
     chosen = f", chosen by the method {_code(method)}" if method else ""
     return (
         f"# {_plain(name)}, {len(dropped)} layers shorter\n\n"
-        f"{_code(name)} with {removed} removed{chosen}. Removed (counted from 0): {_ranges(dropped)}."
+        f"{_code(name)} with {removed} removed{chosen}. Removed (counted from 0): {layer_ranges(dropped)}."
     )
 
 
 def _plain(name: str) -> str:
     """A name in a heading: no Markdown, no second line."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(name.split()))
-
-
-def _ranges(layers: Sequence[int]) -> str:
-    """`[3, 4, 5, 9]` as `3–5, 9`."""
-    runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "none"
 
 
 def _table(record: Mapping[str, Any]) -> str:

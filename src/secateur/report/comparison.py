@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MISSING", "ComparedRow", "compared", "format_bytes", "format_count", "format_number", "recovered_in_words"]
+__all__ = [
+    "MISSING",
+    "ComparedRow",
+    "compared",
+    "format_bytes",
+    "format_count",
+    "format_number",
+    "layer_ranges",
+    "recovered_in_words",
+]
 
 MISSING = "–"
 """Stands for a value that was not measured."""
@@ -98,6 +107,17 @@ def format_bytes(value: float) -> str:
         if value >= unit:
             return f"{value / unit:.3g} {name}"
     return f"{value:.0f} B"
+
+
+def layer_ranges(layers: Sequence[int]) -> str:
+    """`[3, 4, 5, 9]` as `3–5, 9`."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs) or "none"
 
 
 def _whole(value: float) -> str:

@@ -1,0 +1,224 @@
+"""Charts as SVG that carries its own text: every mark says what it is to a mouse, to a keyboard and to a screen reader."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from secateur.report.comparison import format_number
+from secateur.report.html import Html, el
+
+__all__ = ["Bar", "Point", "bars", "heat_map", "lines", "scatter"]
+
+_WIDTH, _HEIGHT = 720, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 34
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One bar of `bars`."""
+
+    label: str
+    value: float
+    says: str
+    kind: str = "kept"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One point of `scatter`."""
+
+    label: str
+    x: float
+    y: float
+    on_front: bool = False
+
+
+class _Axis:
+    """Values of a range as places of the drawing."""
+
+    def __init__(self, low: float, high: float, first: float, last: float, *, log: bool = False) -> None:
+        if low == high:
+            low, high = (low / 2, high * 2) if log else (low - 0.1 * (abs(low) or 1), high + 0.1 * (abs(high) or 1))
+        self.low, self.high, self.first, self.last, self.log = low, high, first, last, log
+
+    def __call__(self, value: float) -> float:
+        low, high, value = (math.log(each) if self.log else each for each in (self.low, self.high, value))
+        return round(self.first + (self.last - self.first) * (value - low) / (high - low), 1)
+
+    def ticks(self) -> list[float]:
+        """Round values inside the range, some four of them; powers of ten where the axis is logarithmic."""
+        if self.log:
+            powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
+            every = max(1, len(powers) // 4)
+            return [10.0**power for power in powers][::every] or [self.low, self.high]
+        rough = (self.high - self.low) / 4
+        size = 10.0 ** math.floor(math.log10(rough))
+        step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
+        return [step * count for count in range(math.ceil(self.low / step), math.floor(self.high / step + 1e-9) + 1)]
+
+
+def bars(values: Sequence[Bar], *, title: str, x_title: str, y_title: str) -> Html:
+    """Bars from left to right; on a logarithmic axis where they differ by more than a thousand times.
+
+    The marks can be walked through with the arrow keys, and put in the order of their values.
+    """
+    finite = [bar.value for bar in values if math.isfinite(bar.value)] or [0.0]
+    positive = [value for value in finite if value > 0]
+    log = bool(positive) and min(finite) >= 0 and max(positive) > 1000 * min(positive)
+    low = min(positive) / 2 if log else min(0.0, *finite)
+    axis = _Axis(low, max(finite), _HEIGHT - _BOTTOM, _TOP, log=log)
+    pitch = (_WIDTH - _LEFT - _RIGHT) / max(1, len(values))
+    width, every = round(0.76 * pitch, 1), max(1, math.ceil(22 / pitch))
+    base, marks = axis(max(low, 0.0) if not log else low), []
+    for place, bar in enumerate(values):
+        top = axis(min(max(bar.value, low), axis.high)) if math.isfinite(bar.value) else base
+        shape = el(
+            "rect", x=round(-width / 2, 1), y=min(top, base), width=width, height=max(1.0, round(abs(base - top), 1))
+        )
+        label = el("text", bar.label, y=_HEIGHT - _BOTTOM + 14, class_="tick") if place % every == 0 else Html("")
+        marks.append(
+            el(
+                "g", el("title", bar.says), shape, label, class_=f"mark {bar.kind}", role="img", aria_label=bar.says,
+                tabindex=0 if place == 0 else -1, data_value=bar.value if math.isfinite(bar.value) else 0,
+                transform=f"translate({round(_LEFT + (place + 0.5) * pitch, 1)} 0)",
+            )
+        )  # fmt: skip
+    return _drawing(
+        title, x_title, y_title + (" (logarithmic)" if log else ""), [*_y_ticks(axis), *marks], class_="bars"
+    )
+
+
+def lines(
+    curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], *, title: str, x_title: str, y_title: str
+) -> Html:
+    """One line a curve; what is not finite is left out."""
+    kept = [(name, [(x, y) for x, y in points if math.isfinite(y)]) for name, points in curves]
+    places = [point for _, points in kept for point in points]
+    if not places:
+        return Html("")
+    x_axis = _Axis(min(x for x, _ in places), max(x for x, _ in places), _LEFT, _WIDTH - _RIGHT)
+    y_axis = _Axis(min(y for _, y in places), max(y for _, y in places), _HEIGHT - _BOTTOM, _TOP)
+    drawn = []
+    for number, (name, points) in enumerate(kept):
+        if not points:
+            continue
+        says = f"{name}: from {format_number(points[0][1])} to {format_number(points[-1][1])}"
+        path = " ".join(f"{x_axis(x)},{y_axis(y)}" for x, y in points)
+        dots = el("circle", cx=x_axis(points[-1][0]), cy=y_axis(points[-1][1]), r=3)
+        drawn.append(
+            el("g", el("title", says), el("polyline", points=path), dots, class_=f"curve curve-{number % 4}", role="img",
+               aria_label=says)
+        )  # fmt: skip
+    names = [el("li", name, class_=f"key-{number % 4}") for number, (name, _) in enumerate(kept)]
+    key = el("ul", *names, class_="key") if len(names) > 1 else None
+    return _drawing(title, x_title, y_title, [*_y_ticks(y_axis), *_x_ticks(x_axis), *drawn], key=key)
+
+
+def heat_map(rows: Sequence[Sequence[float]], *, title: str, x_title: str, y_title: str) -> Html:
+    """A row a step and a column a layer, each row by its own largest value; of many rows some sixty are shown."""
+    count = len(rows)
+    shown = sorted({round(place * (count - 1) / 59) for place in range(60)}) if count > 60 else range(count)
+    kept = [
+        (number, rows[number]) for number in shown if any(value > 0 for value in rows[number] if math.isfinite(value))
+    ]
+    if not kept:
+        return Html("")
+    wide, high = (_WIDTH - _LEFT - _RIGHT) / len(rows[0]), max(4.0, min(16.0, 180 / len(kept)))
+    cells = []
+    for place, (number, row) in enumerate(kept):
+        most = max(value for value in row if math.isfinite(value))
+        for layer, value in enumerate(row):
+            share = max(0.0, value / most) if math.isfinite(value) and most > 0 else 0.0
+            cells.append(
+                el("rect", el("title", f"step {number}, layer {layer}: {format_small(value)}"), x=round(_LEFT + layer * wide, 1),
+                   y=round(_TOP + place * high, 1), width=round(wide, 1), height=round(high, 1),
+                   style=f"fill-opacity:{math.sqrt(share):.2f}", class_="cell")
+            )  # fmt: skip
+    bottom = _TOP + len(kept) * high
+    every = max(1, math.ceil(22 / wide))
+    labels = [
+        el("text", layer, x=round(_LEFT + (layer + 0.5) * wide, 1), y=round(bottom + 14, 1), class_="tick")
+        for layer in range(0, len(rows[0]), every)
+    ]
+    ends = [
+        el("text", number, x=_LEFT - 6, y=round(_TOP + (place + 0.8) * high, 1), class_="tick end")
+        for place, number in ((0, kept[0][0]), (len(kept) - 1, kept[-1][0]))
+    ]
+    return _drawing(title, x_title, y_title, [*cells, *labels, *ends], height=round(bottom + _BOTTOM))
+
+
+def scatter(points: Sequence[Point], *, title: str, x_title: str, y_title: str) -> Html:
+    """Points with their names, and a line through those on the front."""
+    kept = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    if not kept:
+        return Html("")
+    spare = [0.05 * (max(axis) - min(axis)) for axis in ([point.x for point in kept], [point.y for point in kept])]
+    x_axis = _Axis(
+        min(point.x for point in kept) - spare[0], max(point.x for point in kept) + spare[0], _LEFT, _WIDTH - 120
+    )
+    y_axis = _Axis(
+        min(point.y for point in kept) - spare[1], max(point.y for point in kept) + spare[1], _HEIGHT - _BOTTOM, _TOP
+    )
+    front = sorted((point for point in kept if point.on_front), key=lambda point: point.x)
+    path = " ".join(f"{x_axis(point.x)},{y_axis(point.y)}" for point in front)
+    drawn = [el("polyline", points=path, class_="front")] if len(front) > 1 else []
+    for point in kept:
+        says = f"{point.label}: {format_number(point.x)}, {format_number(point.y)}"
+        dot = el("circle", cx=x_axis(point.x), cy=y_axis(point.y), r=5)
+        name = el("text", point.label, x=x_axis(point.x) + 9, y=y_axis(point.y) + 4, class_="name")
+        drawn.append(
+            el("g", el("title", says), dot, name, class_="point on-front" if point.on_front else "point", role="img",
+               aria_label=says)
+        )  # fmt: skip
+    return _drawing(title, x_title, y_title, [*_y_ticks(y_axis), *_x_ticks(x_axis), *drawn])
+
+
+def format_small(value: float) -> str:
+    """A score: four figures, whatever its size."""
+    return f"{value:.3g}"
+
+
+def _y_ticks(axis: _Axis) -> list[Html]:
+    return [
+        el("g", el("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=axis(value), y2=axis(value)),
+           el("text", format_small(value), x=_LEFT - 6, y=axis(value) + 4, class_="tick end"), class_="grid", aria_hidden="true")
+        for value in axis.ticks()
+    ]  # fmt: skip
+
+
+def _x_ticks(axis: _Axis) -> list[Html]:
+    return [
+        el("text", format_small(value), x=axis(value), y=_HEIGHT - _BOTTOM + 14, class_="tick", aria_hidden="true")
+        for value in axis.ticks()
+    ]
+
+
+def _drawing(
+    title: str,
+    x_title: str,
+    y_title: str,
+    marks: Sequence[Html],
+    *,
+    class_: str = "",
+    height: int = _HEIGHT,
+    key: Html | None = None,
+) -> Html:
+    """A figure with its title and the names of its axes."""
+    names = [
+        el("text", x_title, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=height - 3, class_="axis"),
+        el(
+            "text",
+            y_title,
+            x=0,
+            y=0,
+            class_="axis",
+            transform=f"translate(12 {(_TOP + height - _BOTTOM) / 2}) rotate(-90)",
+        ),
+    ]
+    svg = el(
+        "svg", *marks, *names, viewBox=f"0 0 {_WIDTH} {height}", role="group", aria_label=title, class_=class_ or None
+    )
+    wide = el("div", svg, class_="wide", tabindex=0, role="region", aria_label=f"{title}, chart")
+    return el("figure", el("figcaption", title), wide, key or "")

@@ -1,0 +1,54 @@
+"""HTML from Python: elements whose text is always escaped."""
+
+from __future__ import annotations
+
+import html
+
+__all__ = ["Html", "el", "joined", "table"]
+
+
+class Html(str):
+    """Markup that is safe as it stands; a plain `str` is text, and is escaped wherever it goes in."""
+
+    __slots__ = ()
+
+
+_VOID = frozenset({"meta", "link", "br", "rect", "line", "circle", "path", "polyline"})
+
+
+def el(name: str, /, *children: object, **attributes: object) -> Html:
+    """An element: `el("p", "1 < 2", class_="note")` is `<p class="note">1 &lt; 2</p>`.
+
+    Args:
+        name: of the element.
+        children: `Html` as it stands; everything else as escaped text.
+        attributes: their underscores are dashes, but for one at the end; one that is None or False is left out.
+    """
+    given = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        for key, value in attributes.items()
+        if value is not None and value is not False
+    )
+    if name in _VOID and not children:
+        return Html(f"<{name}{given}/>")
+    return Html(f"<{name}{given}>{joined(*children)}</{name}>")
+
+
+def joined(*children: object) -> Html:
+    """Children side by side."""
+    return Html("".join(child if isinstance(child, Html) else html.escape(str(child)) for child in children))
+
+
+def table(head: list[str], rows: list[list[object]], *, caption: str) -> Html:
+    """A table whose first column names its rows; it scrolls sideways where it is too wide for the page."""
+    body = [
+        el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:]))
+        for row in rows
+    ]  # fmt: skip
+    inner = el(
+        "table",
+        el("caption", caption),
+        el("thead", el("tr", *(el("th", name, scope="col") for name in head))),
+        el("tbody", *body),
+    )
+    return el("div", inner, class_="wide", tabindex=0, role="region", aria_label=caption)

@@ -1,0 +1,34 @@
+"use strict";
+document.documentElement.classList.add("scripted");
+for (const part of document.querySelectorAll(".explore")) {
+  const svg = part.querySelector("svg.bars");
+  if (!svg) continue;
+  const marks = [...svg.querySelectorAll(".mark")];
+  const places = marks.map((mark) => mark.getAttribute("transform"));
+  const detail = part.querySelector(".detail");
+  const buttons = [...part.querySelectorAll("button[data-order]")];
+  let shown = marks.slice();
+  const tell = (mark) => { detail.textContent = mark.getAttribute("aria-label"); };
+  const arrange = (order) => {
+    shown = marks.slice();
+    if (order === "value") shown.sort((a, b) => Number(b.dataset.value) - Number(a.dataset.value));
+    shown.forEach((mark, place) => mark.setAttribute("transform", places[place]));
+    for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.order === order));
+  };
+  const walk = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 1, ArrowUp: -1 };
+  for (const mark of marks) {
+    mark.addEventListener("mouseenter", () => tell(mark));
+    mark.addEventListener("focus", () => tell(mark));
+    mark.addEventListener("keydown", (event) => {
+      const here = shown.indexOf(mark);
+      const to = event.key === "Home" ? 0 : event.key === "End" ? shown.length - 1 : here + (walk[event.key] ?? NaN);
+      const next = shown[to];
+      if (!next) return;
+      event.preventDefault();
+      mark.tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
+    });
+  }
+  for (const button of buttons) button.addEventListener("click", () => arrange(button.dataset.order));
+}

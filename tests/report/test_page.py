@@ -1,0 +1,240 @@
+"""The report's page: what it says against what the record says, and that nothing of it leaves the page."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from secateur.cli import main
+from secateur.errors import DataError
+from secateur.report.charts import Bar, Point, bars, heat_map, lines, scatter
+from secateur.report.html import Html, el, table
+from secateur.report.page import ReportedRun, load_run, report_page, verdict
+
+RECORD: dict[str, Any] = {
+    "secateur_version": "0.1.0", "created": "2026-11-26T08:23:27+00:00", "command": "secateur prune m --drop 2",
+    "model": {"id": "models/m", "revision": None, "num_layers": 6, "num_parameters": 1000},
+    "method": {"name": "elder", "options": {}},
+    "data": {"spec": "a.txt", "fingerprint": "f1"}, "eval_data": {"spec": "b.txt", "fingerprint": "f2"},
+    "dropped": [1, 2], "scores": [0.5, 0.1, 0.2, 1.0, 0.25, None],
+    "preparation": {"perplexity_before_cut": 22.0, "training": {"losses": [{"step": 0, "loss": 3.0}, {"step": 1, "loss": 2.0}]}},
+    "recovery": None, "training": None,
+    "proof": {"tokens": 64, "max_difference": 0.0, "tolerance": 1e-4, "generated_tokens": 24, "max_cache_gap": 0.0},
+    "metrics": {
+        "dense": {"num_layers": 6, "num_parameters": 1000, "perplexity": 20.0, "decode_tokens_per_second": 10.0,
+                  "prefill_tokens_per_second": 100.0},
+        "pruned": {"num_layers": 4, "num_parameters": 700, "perplexity": 25.0, "decode_tokens_per_second": 13.0,
+                   "prefill_tokens_per_second": 140.0},
+    },
+    "generations": {"prompts": ["<b>Paris</b>"], "dense": ["is <script>alert(1)</script>"], "pruned": ["was\x00 & is"]},
+    "timings": {"load": 1.0}, "peak_memory_bytes": 2_000_000_000, "seed": 0, "versions": {"torch": "2.13"},
+}  # fmt: skip
+PLAN = {
+    "merges": {"2": 3},
+    "provenance": {"weights_by_round": [[0.9, 0.8, 0.7, 1.0, 0.9, 0.5], [0.5, 0.1, 0.2, 1.0, 0.25, 0.1]]},
+}
+
+
+def run(name: str = "out", **changes: Any) -> ReportedRun:
+    record = copy.deepcopy(RECORD)
+    for place, value in changes.items():
+        *path, last = place.split("__")
+        inner = record
+        for part in path:
+            inner = inner[part]
+        inner[last] = value
+    return ReportedRun(name=name, record=record, plan=PLAN)
+
+
+def tuned(value: float, against: float) -> ReportedRun:
+    def task(value: float) -> dict[str, Any]:
+        return {"metric": "accuracy", "value": value, "interval": [value - 0.1, value + 0.1], "num_items": 300,
+                "greater_is_better": True}  # fmt: skip
+
+    metrics = {
+        "dense": {"num_parameters": 1000, "task": task(0.2)},
+        "dense_tuned": {"num_parameters": 1000, "task": task(against)},
+        "pruned": {"num_parameters": 700, "task": task(value)},
+    }
+    return run(metrics=metrics, generations=None, preparation=None)
+
+
+def parsed(page: str) -> ElementTree.Element:
+    return ElementTree.fromstring(page.removeprefix("<!doctype html>\n"))  # noqa: S314
+
+
+def marks_of(svg: str) -> list[ElementTree.Element]:
+    return [mark for mark in ElementTree.fromstring(svg).iter("g") if "mark" in mark.get("class", "")]  # noqa: S314
+
+
+def test_the_verdict_equals_the_sentence_by_hand() -> None:
+    assert verdict(run()) == (
+        "2 of 6 layers were removed by elder: perplexity rose from 20.00 to 25.00 (+25.0 %); it has 30 % fewer parameters and "
+        "1.30× the speed of writing on this machine."
+    )
+    assert verdict(tuned(0.8, 0.85)) == (
+        "2 of 6 layers were removed by elder: its accuracy is 0.800, where the dense model, fine-tuned alike, has 0.850; "
+        "it has 30 % fewer parameters."
+    )
+    assert "perplexity fell from 20.00 to 19.00 (−5.0 %)" in verdict(run(metrics__pruned__perplexity=19.0))
+
+
+def test_text_of_strangers_is_text_and_no_markup() -> None:
+    page = report_page([run(name="<img src=x onerror=alert(1)>", command="secateur prune '</script><b>'")])
+    assert page.count("<script>") == 1
+    assert "alert(1)</script>" not in page
+    assert "<img" not in page
+    assert "&lt;b&gt;Paris&lt;/b&gt;" in page
+    assert "was  &amp; is" in page  # HTML has no control characters
+
+
+def test_nothing_is_fetched() -> None:
+    page = report_page([run()])
+    assert not re.search(r"https?://|//[a-z]|url\(|@import|<(?:img|iframe|object|embed)|\bsrc=", page)
+    assert re.findall(r'href="(.*?)"', page) == ["data:,"]
+
+
+@pytest.mark.parametrize("runs", [[run()], [tuned(0.8, 0.85)], [run("a"), run("b"), tuned(0.8, 0.9)]])
+def test_the_page_is_well_formed_and_has_one_heading_before_the_others(runs: list[ReportedRun]) -> None:
+    page = parsed(report_page(runs))
+    headings = [element.tag for element in page.iter() if element.tag in ("h1", "h2", "h3")]
+    assert headings[0] == "h1"
+    assert set(headings[1:]) == {"h2"}
+    assert page.get("lang") == "en"
+    ids = [element.get("id") for element in page.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_layer_is_marked_as_the_plan_says() -> None:
+    (svg,) = (element for element in parsed(report_page([run()])).iter("svg") if element.get("class") == "bars" and len(
+        [mark for mark in element.iter("g") if "mark" in mark.get("class", "")]) == 6)  # fmt: skip
+    marks = [mark for mark in svg.iter("g") if "mark" in mark.get("class", "")]
+    assert [mark.get("class") for mark in marks] == [
+        "mark kept", "mark dropped", "mark dropped merged", "mark kept", "mark kept", "mark kept",
+    ]  # fmt: skip
+    assert marks[2].get("aria-label") == "layer 2: score 0.2, dropped, merged into layer 3"
+    assert marks[5].get("aria-label") == "layer 5: score none, kept"
+    assert [mark.get("tabindex") for mark in marks] == ["0", *["-1"] * 5]
+
+
+def test_sections_without_anything_to_say_are_left_out() -> None:
+    bare = ReportedRun(
+        name="bare",
+        record={**RECORD, "scores": None, "generations": None, "preparation": None, "proof": None, "metrics": {}},
+        plan={},
+    )
+    page = report_page([bare])
+    assert "What they write" not in page
+    assert "How the choice came about" not in page
+    assert "the method gives no scores" in page
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 4.0], [0.0, 0.5, 3.0], [3.0, 3.0, 1.5]])
+def test_bars_are_as_high_as_their_values(values: list[float]) -> None:
+    marks = marks_of(bars([Bar(label=str(v), value=v, says=str(v)) for v in values], title="t", x_title="", y_title=""))
+    heights = [float(mark.find("rect").get("height")) for mark in marks]
+    most = max(values)
+    for value, height in zip(values, heights, strict=True):
+        assert height == pytest.approx(max(1.0, heights[values.index(most)] * value / most), abs=0.11)
+
+
+def test_values_of_many_sizes_are_drawn_by_their_logarithm() -> None:
+    values = [1e-8, 1e-6, 1e-4]
+    marks = marks_of(bars([Bar(label="", value=v, says="") for v in values], title="t", x_title="", y_title=""))
+    heights = [float(mark.find("rect").get("height")) for mark in marks]
+    assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0], abs=0.2)
+
+
+def test_a_line_goes_from_the_lower_left_to_the_upper_right_and_leaves_out_what_is_not_finite() -> None:
+    svg = ElementTree.fromstring(lines([("c", [(0, 1.0), (1, math.nan), (2, 3.0)])], title="t", x_title="", y_title=""))  # noqa: S314
+    points = [tuple(map(float, pair.split(","))) for pair in svg.find(".//polyline").get("points").split()]
+    assert len(points) == 2
+    assert points[0][0] < points[1][0]
+    assert points[0][1] > points[1][1]
+
+
+def test_a_heat_map_has_a_cell_a_step_and_layer_and_skips_steps_of_nothing() -> None:
+    svg = ElementTree.fromstring(heat_map([[0.0, 0.0], [1.0, 0.25], [0.5, 2.0]], title="t", x_title="", y_title=""))  # noqa: S314
+    cells = [cell.get("style") for cell in svg.iter("rect")]
+    assert cells == ["fill-opacity:1.00", "fill-opacity:0.50", "fill-opacity:0.50", "fill-opacity:1.00"]
+    many = heat_map([[1.0]] * 500, title="t", x_title="", y_title="")
+    assert many.count("<rect") == 60
+
+
+def test_the_front_is_what_no_other_run_betters() -> None:
+    sizes, perplexities = (700, 800, 900, 750), (25.0, 22.0, 24.0, 25.0)
+    runs = [
+        run(f"r{number}", metrics__pruned__num_parameters=size, metrics__pruned__perplexity=ppl)
+        for number, (size, ppl) in enumerate(zip(sizes, perplexities, strict=True))
+    ]
+    page = parsed(report_page(runs))
+    points = {
+        point.find("text").text: "on-front" in point.get("class")
+        for point in page.iter("g")
+        if point.get("class", "").startswith("point")
+    }
+    better = {
+        f"r{a}": not any(sizes[b] <= sizes[a] and perplexities[b] <= perplexities[a] and b != a for b in range(4))
+        for a in range(4)
+    }
+    assert points == better == {"r0": True, "r1": True, "r2": False, "r3": False}
+
+
+def test_scatter_of_one_point_and_of_none() -> None:
+    assert "circle" in scatter([Point(label="a", x=1, y=1)], title="t", x_title="", y_title="")
+    assert scatter([], title="t", x_title="", y_title="") == ""
+
+
+def test_elements_escape_text_and_attributes_and_leave_markup() -> None:
+    assert el("p", "1 < 2", Html("<b>x</b>"), class_='a"b', hidden=None) == '<p class="a&quot;b">1 &lt; 2<b>x</b></p>'
+    assert "<td>&lt;i&gt;</td>" in table(["", "x"], [["row", "<i>"]], caption="c")
+
+
+@pytest.mark.parametrize(("name", "content"), list(itertools.product(("record", "plan"), (None, "[]", "{", "3"))))
+def test_a_run_that_cannot_be_read_is_one_line(name: str, content: str | None, tmp_path: Path) -> None:
+    (tmp_path / "secateur").mkdir()
+    for each, body in (("record", RECORD), ("plan", PLAN)):
+        (tmp_path / "secateur" / f"{each}.json").write_text(json.dumps(body))
+    assert load_run(tmp_path).record == RECORD
+    file = tmp_path / "secateur" / f"{name}.json"
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(DataError, match=f"{name}.json cannot be read; give a directory"):
+        load_run(tmp_path)
+
+
+def test_the_command_writes_the_page_of_what_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "secateur").mkdir(parents=True)
+        for each, body in (("record", RECORD), ("plan", PLAN)):
+            (tmp_path / name / "secateur" / f"{each}.json").write_text(json.dumps(body))
+    out = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
+    assert out.read_text() == report_page([load_run(tmp_path / "a"), load_run(tmp_path / "b")])
+    assert str(out) in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "c")]) == 2
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.parametrize("runs", [[run()], [run("a"), run("b")]])
+def test_a_browser_runs_it_without_a_word_on_the_console(runs: list[ReportedRun], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(report_page(runs))
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
+         "--disable-component-update", "--no-first-run", "--enable-logging=stderr", "--dump-dom",
+         f"--user-data-dir={tmp_path}/chromium",
+         page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert 'class="scripted"' in done.stdout
+    assert "CONSOLE" not in done.stderr
