@@ -27,7 +27,21 @@ __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
 
-COMMANDS = ("demo", "score", "prune", "tune", "cut", "check", "carry", "eval", "bench", "compare", "estimate", "report")
+COMMANDS = (
+    "demo",
+    "score",
+    "prune",
+    "tune",
+    "cut",
+    "check",
+    "carry",
+    "eval",
+    "bench",
+    "compare",
+    "estimate",
+    "report",
+    "doctor",
+)
 """Each a module here, with `SUMMARY`, `USAGE`, `add_options` and `run`."""
 
 _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
