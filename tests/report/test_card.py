@@ -26,6 +26,28 @@ def test_metadata_for_the_hub():
     assert data.language == "en"
 
 
+def test_what_was_measured_is_in_the_model_index():
+    (result,) = ModelCard(model_card(RECORD, "org/base")).data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("perplexity", 25.0, "python-docs")
+    task = {"metric": "accuracy", "value": 0.8, "interval": [0.7, 0.9], "num_items": 300}
+    tuned = {
+        **RECORD,
+        "eval_data": None,
+        "data": {"test": {"spec": "/home/me/task.jsonl"}},
+        "metrics": {"dense_tuned": {"task": {**task, "value": 0.85}}, "pruned": {"task": task}},
+    }
+    text = model_card(tuned, "org/base")
+    (result,) = ModelCard(text).data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.8, "task.jsonl")
+    assert "| this model | 0.8 | 0.7 to 0.9 |" in text
+    assert "| dense, fine-tuned alike | 0.85 | 0.7 to 0.9 |" in text
+
+
+def test_what_is_no_number_is_in_no_model_index():
+    nothing = {**RECORD, "metrics": {"pruned": {"perplexity": float("inf")}}}
+    assert ModelCard(model_card(nothing, "org/base")).data.eval_results is None
+
+
 def test_it_says_what_was_removed_what_it_cost_and_how():
     text = model_card(RECORD, "org/base")
     assert "4 of its 30 decoder layers removed, chosen by the method `elder`" in text

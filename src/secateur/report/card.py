@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -29,15 +30,18 @@ def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping
     from huggingface_hub import ModelCardData
 
     on_hub = _is_hub_id(base_model)
+    name = base_model if on_hub else _last_part(base_model)
+    results = _results(record)
     data = ModelCardData(
         base_model=base_model if on_hub else None,
+        model_name=f"{name}, {len(record.get('dropped') or [])} layers shorter" if results else None,
+        eval_results=results or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["secateur", "pruning", "layer-pruning"],
         **{key: value for key, value in (inherited or {}).items() if key in _INHERITED and value},
     )
-    name = base_model if on_hub else _last_part(base_model)
-    sections = [_title(record, name), _table(record), _making(record), _LOADING, _LIMITS]
+    sections = [_title(record, name), _table(record), _task(record), _making(record), _LOADING, _LIMITS]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -118,6 +122,48 @@ def _table(record: Mapping[str, Any]) -> str:
     return "\n".join(["| | dense | pruned | change |", "|---|---:|---:|---:|", *rows]) + note
 
 
+def _task(record: Mapping[str, Any]) -> str:
+    """Every model's figure on the task's test data."""
+    metrics = record.get("metrics") or {}
+    tasks = {name: found["task"] for name, found in metrics.items() if "task" in found}
+    if not tasks:
+        return ""
+    names = {"dense_tuned": "dense, fine-tuned alike", "pruned": "this model"}
+    rows = [
+        f"| {names.get(name, name)} | {task['value']:.4g} | {task['interval'][0]:.4g} to {task['interval'][1]:.4g} |"
+        for name, task in tasks.items()
+    ]
+    first = next(iter(tasks.values()))
+    head = f"On {first['num_items']:,} test items of the task:\n\n| | {first['metric']} | 95 % interval |\n|---|---:|---:|\n"
+    return head + "\n".join(rows)
+
+
+def _results(record: Mapping[str, Any]) -> list[Any]:
+    """What was measured of the pruned model, as the hub's model-index takes it."""
+    from huggingface_hub import EvalResult
+
+    pruned = (record.get("metrics") or {}).get("pruned") or {}
+    found = []
+    text = (record.get("eval_data") or {}).get("spec")
+    if text and _finite(pruned.get("perplexity")):
+        found.append(("perplexity", pruned["perplexity"], text))
+    test = ((record.get("data") or {}).get("test") or {}).get("spec")
+    task = pruned.get("task") or {}
+    if test and _finite(task.get("value")):
+        found.append((task["metric"], task["value"], test))
+    return [
+        EvalResult(
+            task_type="text-generation", dataset_type="text", dataset_name=_shortened(str(name)), metric_type=metric,
+            metric_value=round(float(value), 6),
+        )
+        for metric, value, name in found
+    ]  # fmt: skip
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def _making(record: Mapping[str, Any]) -> str:
     data = record.get("data") or {}
     lines = []
@@ -148,6 +194,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 
 _LIMITS = """## Limits
 
-- Removing layers loses something: knowledge, fluency and safety training may have suffered more than the perplexity
-  says. Try the model on your own task before you rely on it.
+- Removing layers loses something, and more than the perplexity says: it is known to harm knowledge, reasoning over several steps
+  and long chains of thought, and may harm safety training. Try the model on your own task before you rely on it.
+- What it writes can be fluent and wrong. Nothing here was measured beyond the figures above.
 - The limits, biases and licence of the dense model hold here too."""
