@@ -227,7 +227,8 @@ class _Workbench:
             )  # fmt: skip
         if target.layers is None:
             return method.plan(decoder, self.data, drop=num_to_drop(target, decoder), run=self.run), None
-        return method.given(target.layers, decoder.num_layers), None
+        given = method.given(target.layers, decoder.num_layers)
+        return method.completed(given, decoder, self.data, self.run), None
 
     def prepare_(self, method: Method, plan: PruningPlan) -> dict[str, Any]:
         """Prepare in place, and measure what the layers that go still do; the report."""

@@ -310,7 +310,8 @@ def _pruned_start_(
             total_steps=asked.tuning.num_steps(len(bench.rows)),
         )  # fmt: skip
     else:
-        plan = method.given(asked.target.layers, decoder.num_layers)
+        given = method.given(asked.target.layers, decoder.num_layers)
+        plan = method.completed(given, decoder, windows, bench.run)
     preparation = method.prepare_(decoder, windows, plan, run=bench.run) if method.prepares else {}
     expected = bypassed_logits(decoder, plan.dropped, proof_ids)
     remove_layers_(model, plan.dropped)

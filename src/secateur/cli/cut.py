@@ -12,6 +12,7 @@ from secateur.errors import RequestError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from secateur.plan import PruningPlan
     from secateur.surgery.files import CutReport
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
@@ -65,8 +66,8 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         )
         if converter and not options["dry_run"]:
             progress.note(f"the same as a GGUF file: {convert_to_gguf(report.target, converter)}")
-    if plan is not None and not report.num_folded and _changes_weights(plan.method):
-        progress.note(f"{plan.method} also changes weights before the cut, which this does not; see secateur prune")
+    if plan is not None and (what := _left_undone(plan, report)):
+        progress.note(f"{what} also changes weights before the cut, which this does not; see secateur prune")
     if options["json"]:
         print_json({**dataclasses.asdict(report), "target": str(report.target)})
         return
@@ -94,7 +95,11 @@ def _show(report: CutReport, options: dict[str, Any]) -> None:
         print(f"the pruned checkpoint is in {options['out']}; next: secateur eval {options['out']} --data SPEC")
 
 
-def _changes_weights(method: str) -> bool:
+def _left_undone(plan: PruningPlan, report: CutReport) -> str | None:
+    """Who changes weights before the cut otherwise than a cut from file to file does."""
     from secateur.methods import METHODS
 
-    return method in METHODS and METHODS[method].prepares
+    name = str(plan.provenance.get("prepared_by", plan.method))
+    if plan.options.get("absorb"):
+        return f"{name} with absorb"
+    return name if not report.num_folded and name in METHODS and METHODS[name].prepares else None

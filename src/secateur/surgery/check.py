@@ -184,7 +184,7 @@ class _Pair:
         self._check_order(matches, claim)
         layout = cut_layout(source.folder, source.config, source.tensors, self.dropped or (), trust_remote_code)
         wanted: Mapping[str, Bytes] = layout.tensors
-        if claim is not None and "folds" in claim.provenance:
+        if claim is not None and ("folds" in claim.provenance or claim.masks is not None):
             try:
                 wanted, self.folded = folded(layout, source.tensors, claim)
             except RequestError as error:

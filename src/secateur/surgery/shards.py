@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,8 +23,10 @@ import torch
 from secateur.errors import ModelError
 
 __all__ = [
+    "CHUNK",
     "FLOATS",
     "Bytes",
+    "ComputedTensor",
     "StoredTensor",
     "copy_file",
     "file_size",
@@ -39,7 +42,7 @@ _MAX_HEADER = 100_000_000
 
 _MAX_DIMENSIONS = 64
 
-_CHUNK = 2**20
+CHUNK = 2**20
 """Bytes copied at a time: as fast as `cp`. Larger ones are five times slower, as each is given fresh pages."""
 
 _BITS = {
@@ -81,6 +84,15 @@ class StoredTensor:
         """
         return _chunks(self.file, self.start, self.num_bytes)
 
+    def part(self, first: int, count: int) -> bytes:
+        """Some of its bytes; fewer than `count` where it ends.
+
+        Raises:
+            ModelError: if the file cannot be read any more.
+        """
+        count = min(count, self.num_bytes - first)
+        return b"".join(_chunks(self.file, self.start + first, count)) if count > 0 else b""
+
 
 class Bytes(Protocol):
     """A tensor whose bytes come a megabyte at a time, wherever from."""
@@ -99,6 +111,37 @@ class Bytes(Protocol):
 
     def chunks(self) -> Iterator[bytes]:
         """Its bytes: a megabyte each, the last what is left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputedTensor(ABC):
+    """A tensor computed while it is read, from the one that has its dtype and shape and from others."""
+
+    kept: Bytes
+    """The tensor in whose place this is."""
+
+    @property
+    def dtype(self) -> str:
+        """That of the kept one."""
+        return self.kept.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the kept one."""
+        return self.kept.shape
+
+    @property
+    def num_bytes(self) -> int:
+        """That of the kept one."""
+        return self.kept.num_bytes
+
+    @abstractmethod
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, as many at a time as those of the kept one."""
+
+    def values(self, chunk: bytes) -> torch.Tensor:
+        """A chunk of a tensor of this dtype as numbers."""
+        return torch.frombuffer(bytearray(chunk), dtype=FLOATS[self.dtype])
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
@@ -238,7 +281,7 @@ def _chunks(source: Path, start: int, count: int) -> Iterator[bytes]:
     with file:
         while count:
             with reading(source):
-                chunk = file.read(min(count, _CHUNK))
+                chunk = file.read(min(count, CHUNK))
             if not chunk:
                 raise _damaged(source, "it became shorter while it was read")
             yield chunk
