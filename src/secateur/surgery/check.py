@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from secateur.decoder import layer_count
 from secateur.errors import ModelError, PlanError, RequestError
 from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
@@ -136,7 +137,7 @@ class _Side:
 
     @property
     def num_layers(self) -> int:
-        return int(self.config.get_text_config(decoder=True).num_hidden_layers)
+        return layer_count(self.config)
 
 
 class _DifferentError(Exception):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.decoder import layer_count
 from secateur.errors import OutputError, RequestError
 from secateur.plan import PruningPlan, write_json
 from secateur.progress import Progress, Silent
@@ -108,7 +109,7 @@ def cut_checkpoint(
     check_apart(folder, out)
     tensors, metadata = read_weights(folder)
     config = read_config(folder, len(tensors), trust_remote_code)
-    num_layers = config.get_text_config(decoder=True).num_hidden_layers
+    num_layers = layer_count(config)
     gone = PruningPlan.of_layers(dropped, num_layers).dropped
     layout = cut_layout(folder, config, tensors, gone, trust_remote_code)
     kept: Mapping[str, Bytes] = layout.tensors

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.decoder import Decoder
+from secateur.decoder import Decoder, layer_count
 from secateur.errors import ModelError, SecateurError, UnsupportedModelError
 from secateur.loading import quiet_transformers
 from secateur.surgery.config import remove_layers_from_config_
@@ -119,7 +119,7 @@ def cut_layout(
     """
     cut_config = copy.deepcopy(config)
     text = cut_config.get_text_config(decoder=True)
-    num_layers = text.num_hidden_layers
+    num_layers = layer_count(config)
     prefixes = layer_paths(folder, tensors, num_layers)
     with explained(f"cannot cut the configuration of {folder}", _REMEDY):
         remove_layers_from_config_(text, sorted(dropped))
