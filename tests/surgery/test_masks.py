@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from secateur.cli import main
 from secateur.decoder import Decoder
 from secateur.errors import PlanError, UnsupportedModelError
 from secateur.plan import PruningPlan
@@ -293,3 +294,25 @@ def test_masks_copied_to_another_place_with_the_plan_are_found(dense, tmp_path):
         shutil.move(file, tmp_path / "moved")
     report = cut_checkpoint(dense, tmp_path / "out", PruningPlan.load(tmp_path / "moved" / "plan.json"))
     assert report.num_folded == 2 * len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ({"method": "elder"}, "elder also changes weights before the cut"),
+        ({"method": "given", "provenance": {"prepared_by": "elder"}}, "elder also changes weights before the cut"),
+        ({"method": "gradpruner", "options": {"absorb": "map"}}, "gradpruner with absorb also changes weights"),
+        ({"method": "shortgpt"}, None),
+        ({"method": "given"}, None),
+        ({}, None),
+    ],
+)
+def test_command_says_what_a_plan_does_not_hold(plan, words, dense, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if plan.get("options"):  # its merges are done, and yet there is more
+        saved(replace(plan_of(Given(build("llama"))), options=plan_of(None).options | plan["options"]), tmp_path)
+    else:
+        PruningPlan(num_layers=6, order=(2, 3), **plan).save("plan.json")
+    assert main(["cut", str(dense), "--plan", "plan.json", "--out", "out"]) == 0
+    error = capsys.readouterr().err
+    assert words in error if words else "also changes" not in error
