@@ -39,7 +39,8 @@ from secateur.stages import (
     write_about,
     write_and_prove,
 )
-from secateur.surgery.checkpoint import Proof, bypassed_logits, check_output, new_directory, save_checkpoint
+from secateur.surgery.checkpoint import Proof, bypassed_logits, save_checkpoint
+from secateur.surgery.output import check_output, new_directory
 from secateur.training.precision import in_float32
 from secateur.training.recovery import Recovery, check_recovery, recover_
 

@@ -221,6 +221,11 @@ class PruningPlan:
         gone = set(self.order)
         return tuple(layer for layer in range(self.num_layers) if layer not in gone)
 
+    @property
+    def changes_weights(self) -> bool:
+        """Whether weights of dropped layers go into kept ones."""
+        return bool(self.merges) or "folds" in self.provenance
+
     def prefix(self, drop: int) -> PruningPlan:
         """The smaller cut of the first `drop` layers; what a method made for exactly these layers is left out.
 

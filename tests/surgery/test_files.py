@@ -571,7 +571,7 @@ def test_a_plan_for_another_depth_is_refused(dense):
 
 def test_a_plan_that_merges_by_more_than_weights_is_refused_with_what_can_be_done(dense):
     plan = PruningPlan(num_layers=6, order=(2, 3), merges={3: 1}, method="gradpruner")
-    words = "merges layer 3 by gradpruner, which takes gradients.*prune or tune, or .*--layers 2,3"
+    words = "merges layer 3 by gradpruner, and has no file with the entries.*prune, or .*--layers 2,3"
     expect_refusal(PlanError, words, dense, plan)
 
 

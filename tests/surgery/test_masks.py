@@ -21,10 +21,10 @@ from secateur.errors import PlanError, UnsupportedModelError
 from secateur.plan import PruningPlan
 from secateur.surgery.check import check_pair
 from secateur.surgery.files import cut_checkpoint
-from secateur.surgery.layout import layers_under
 from secateur.surgery.live import remove_layers_
 from secateur.surgery.masks import merged, write_masks
 from secateur.surgery.merge import merge_layers_, top_entries
+from secateur.surgery.names import layers_under
 from secateur.surgery.shards import read_header
 from surgery.test_files import expect_refusal, stored
 from tiny_families import build

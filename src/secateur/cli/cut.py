@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_checkpoint, add_format, add_out, converter_of, print_json
@@ -37,7 +38,6 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
-    from secateur.loading import local_checkpoint
     from secateur.plan import PruningPlan
     from secateur.surgery.convert import convert_to_gguf
     from secateur.surgery.files import cut_checkpoint
@@ -57,7 +57,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         report = cut_gguf(options["model"], options["out"], dropped, **common)
     else:
         report = cut_checkpoint(
-            local_checkpoint(options["model"], revision=options["revision"]),
+            _folder(options["model"], options["revision"]),
             options["out"],
             dropped,
             max_shard_size=options["max_shard_size"],
@@ -72,6 +72,15 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         print_json({**dataclasses.asdict(report), "target": str(report.target)})
         return
     _show(report, options)
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    """The directory of a checkpoint; what reads the hub imports torch, which would keep the copying waiting."""
+    if Path(source).is_dir():
+        return Path(source)
+    from secateur.loading import local_checkpoint
+
+    return local_checkpoint(source, revision=revision)
 
 
 def _show(report: CutReport, options: dict[str, Any]) -> None:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from secateur.errors import PlanError, UnsupportedModelError
 from secateur.plan import PruningPlan
-from secateur.surgery.layout import CutLayout, layers_under, new_numbers
+from secateur.surgery.computed import FLOATS, ComputedTensor
+from secateur.surgery.layout import CutLayout
 from secateur.surgery.masks import merged
-from secateur.surgery.shards import FLOATS, Bytes, ComputedTensor, StoredTensor, quoted
+from secateur.surgery.names import layers_under, new_numbers
+from secateur.surgery.shards import Bytes, StoredTensor, quoted
 
 __all__ = ["Fold", "FoldedTensor", "fold", "folded", "folds_of"]
 

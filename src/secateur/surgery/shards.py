@@ -11,22 +11,17 @@ import json
 import math
 import os
 import stat
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-import torch
-
 from secateur.errors import ModelError
 
 __all__ = [
     "CHUNK",
-    "FLOATS",
     "Bytes",
-    "ComputedTensor",
     "StoredTensor",
     "copy_file",
     "file_size",
@@ -52,9 +47,6 @@ _BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 """Bits an element, by the header's name of the dtype. Whatever the dtype, only bytes are copied."""
-
-FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-"""Dtypes whose values can be computed with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,37 +103,6 @@ class Bytes(Protocol):
 
     def chunks(self) -> Iterator[bytes]:
         """Its bytes: a megabyte each, the last what is left."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComputedTensor(ABC):
-    """A tensor computed while it is read, from the one that has its dtype and shape and from others."""
-
-    kept: Bytes
-    """The tensor in whose place this is."""
-
-    @property
-    def dtype(self) -> str:
-        """That of the kept one."""
-        return self.kept.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """That of the kept one."""
-        return self.kept.shape
-
-    @property
-    def num_bytes(self) -> int:
-        """That of the kept one."""
-        return self.kept.num_bytes
-
-    @abstractmethod
-    def chunks(self) -> Iterator[bytes]:
-        """Its bytes, as many at a time as those of the kept one."""
-
-    def values(self, chunk: bytes) -> torch.Tensor:
-        """A chunk of a tensor of this dtype as numbers."""
-        return torch.frombuffer(bytearray(chunk), dtype=FLOATS[self.dtype])
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:

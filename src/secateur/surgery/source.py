@@ -11,9 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from secateur.decoder import count_field
 from secateur.errors import ModelError, UnsupportedModelError
-from secateur.surgery.layout import explained
 from secateur.surgery.shards import StoredTensor, quoted, read_header, read_json
 
 __all__ = ["INDEX", "WEIGHTS", "read_config", "read_weights"]
@@ -82,6 +80,9 @@ def _weight_files(folder: Path) -> tuple[list[str], dict[str, str]]:
 def read_config(folder: Path, num_tensors: int, trust_remote_code: bool) -> Any:
     """The configuration of a decoder-only causal language model."""
     from transformers import CONFIG_MAPPING, AutoConfig
+
+    from secateur.decoder import count_field
+    from secateur.surgery.layout import explained
 
     path = folder / "config.json"
     raw = read_json(path)
