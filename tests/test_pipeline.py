@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur as sc
@@ -22,9 +23,12 @@ from secateur.evaluation.perplexity import perplexity
 from secateur.loading import load_model, load_tokenizer
 from secateur.methods import METHODS, Method
 from secateur.methods.elder import Elder
+from secateur.methods.gradpruner import GradPruner
+from secateur.methods.laco import Laco
 from secateur.methods.shortgpt import ShortGPT
 from secateur.pipeline import Pruned, Target, TextSettings, prune, score
 from secateur.plan import PruningPlan
+from secateur.surgery.files import cut_checkpoint
 
 FEW = {"first_steps": 2, "round_steps": 1, "joint_steps": 3, "steps": 2, "gate_sequences": 3, "sequences": 3}
 
@@ -143,6 +147,23 @@ def test_given_layers_are_those_that_go(tiny_checkpoint: Path, text: TextSetting
     dense = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     for new, old in enumerate((0, 2, 3, 5)):
         assert torch.equal(small.model.layers[new].mlp.up_proj.weight, dense.model.layers[old].mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize("name", ["laco", "gradpruner"])
+@pytest.mark.parametrize("target", [Target(layers=(4, 1, 0)), Target(drop=3)], ids=["given", "chosen"])
+def test_plan_in_the_written_checkpoint_applied_by_cut_gives_its_weights_byte_for_byte(
+    tiny_checkpoint: Path, text: TextSettings, tmp_path: Path, name: str, target: Target
+) -> None:
+    method = Laco() if name == "laco" else GradPruner(scoring_steps=3)
+    result = prune(
+        tiny_checkpoint, method=method, text=text, target=target, out=tmp_path / "o", speed=False, prompts=()
+    )
+    plan = PruningPlan.load(result.path / "secateur" / "plan.json")
+    report = cut_checkpoint(tiny_checkpoint, tmp_path / "cut", plan)
+    assert report.num_folded > 0
+    found, expected = (load_file(path / "model.safetensors") for path in (tmp_path / "cut", result.path))
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.45])

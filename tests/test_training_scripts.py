@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from secateur import PruningPlan
+from secateur import Decoder, PruningPlan, merge_layers_
 from secateur.cli import main
 from secateur.loading import load_model
 from secateur.training.lora import gradient_checkpointing_quietly
@@ -70,7 +70,7 @@ def test_page_gives_a_plan(run, title):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_page_merges_and_cuts_the_model_in_memory(run):
     names = run("transformers.Trainer")
-    code = BLOCKS["From the plan to a smaller model"]
+    code = BLOCKS["On the model in memory"]
     assert "drop=8" in code  # of 30 layers; the tiny model has 6
     exec(code.replace("drop=8", "drop=2"), names)  # noqa: S102  our own page
     assert names["model"].config.num_hidden_layers == 4
@@ -90,10 +90,28 @@ def test_plan_of_an_sft_run_applied_by_cut_leaves_the_layers_it_keeps(run, tiny_
         assert all(torch.equal(one, other) for one, other in pairs)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_plan_with_merges_of_an_sft_run_applied_by_cut_gives_the_layers_merged_in_memory(run, tiny_checkpoint):
+    callback = run("trl.SFTTrainer")["callback"]
+    run("From the plan to a smaller model", callback=callback)
+    plan = PruningPlan.load("plan.json")
+    assert main(["cut", str(tiny_checkpoint), "--plan", "plan.json", "--out", "smaller", "--quiet"]) == 0
+    expected, cut = load_model(tiny_checkpoint), load_model("smaller", strict=True)
+    plain = [layer.mlp.up_proj.weight.detach().clone() for layer in expected.model.layers]
+    report = merge_layers_(Decoder(expected), plan.merges, callback.igia, keep=0.2, merge="sign")
+    assert [row["layer"] for row in report] == list(plan.dropped)
+    for new, old in enumerate(plan.kept):
+        pairs = zip(cut.model.layers[new].parameters(), expected.model.layers[old].parameters(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+        merged = old in plan.merges.values()
+        assert torch.equal(cut.model.layers[new].mlp.up_proj.weight, plain[old]) != merged
+
+
 def test_page_names_only_blocks_that_are_tested():
     assert set(BLOCKS) == {
         "transformers.Trainer",
         "trl.SFTTrainer",
         "Your own loop",
         "From the plan to a smaller model",
+        "On the model in memory",
     }

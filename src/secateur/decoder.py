@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.depth import count_field, layer_count
+from secateur.depth import count_field
 from secateur.errors import PlanError, UnsupportedModelError
 
-__all__ = ["Activations", "Decoder", "GateKind", "count_field", "evaluating", "layer_count", "unwrapped"]
+__all__ = ["Activations", "Decoder", "GateKind", "evaluating", "unwrapped"]
 
 logger = logging.getLogger(__name__)
 

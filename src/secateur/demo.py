@@ -10,7 +10,7 @@ from secateur.pipeline import prune
 from secateur.progress import Progress
 from secateur.request import Pruned, Target, TextSettings
 from secateur.sample import fetch_sample_model
-from secateur.surgery.checkpoint import check_output
+from secateur.surgery.output import check_output
 
 __all__ = ["demo"]
 

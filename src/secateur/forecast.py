@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from secateur.data import TokenBatches
-from secateur.decoder import layer_count
+from secateur.depth import layer_count
 from secateur.errors import RequestError
 from secateur.estimation.estimate import Phase, Setting, estimated_phases
 from secateur.estimation.hardware import HERE, Hardware, hardware_here, hardware_named

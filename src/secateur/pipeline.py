@@ -39,7 +39,8 @@ from secateur.stages import (
     write_about,
     write_and_prove,
 )
-from secateur.surgery.checkpoint import Proof, bypassed_logits, check_output, new_directory, save_checkpoint
+from secateur.surgery.checkpoint import Proof, bypassed_logits, save_checkpoint
+from secateur.surgery.output import check_output, new_directory
 from secateur.training.precision import in_float32
 from secateur.training.recovery import Recovery, check_recovery, recover_
 
@@ -227,7 +228,8 @@ class _Workbench:
             )  # fmt: skip
         if target.layers is None:
             return method.plan(decoder, self.data, drop=num_to_drop(target, decoder), run=self.run), None
-        return method.given(target.layers, decoder.num_layers), None
+        given = method.given(target.layers, decoder.num_layers)
+        return method.completed(given, decoder, self.data, self.run), None
 
     def prepare_(self, method: Method, plan: PruningPlan) -> dict[str, Any]:
         """Prepare in place, and measure what the layers that go still do; the report."""

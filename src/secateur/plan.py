@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 from secateur.errors import PlanError
 
-__all__ = ["LayerScores", "PruningPlan", "count_to_drop", "finite", "write_json", "write_text"]
+__all__ = ["Evidence", "LayerScores", "MaskFile", "PruningPlan", "count_to_drop", "finite", "write_json", "write_text"]
 
 
 def count_to_drop(drop: int | float, num_layers: int) -> int:
@@ -116,6 +119,39 @@ class LayerScores(Sequence[float]):
         return PruningPlan(num_layers=len(self), order=order, scores=self, method=self.method, **about)
 
 
+class Evidence(Protocol):
+    """What a method found beside the scores, in memory: its second stage needs it."""
+
+    def write_masks(self, plan: PruningPlan, path: Path) -> None:
+        """Write what the merges of a plan take from it: which entries of each weight, and how much of them."""
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """The file beside a plan that says which entries of pruned weights its merges add to kept ones."""
+
+    path: Path
+    """The safetensors file; see `secateur.surgery.masks`."""
+
+    sha256: str
+    """Of the file, in hexadecimal."""
+
+    def verified(self, remedy: str = "or make the plan again") -> Path:
+        """The file, which is there and is the one that belongs to the plan.
+
+        Raises:
+            PlanError: if not.
+        """
+        put = f"put the one that was written with the plan beside it, {remedy}"
+        try:
+            found = _sha256(self.path)
+        except OSError as error:
+            raise PlanError(f"cannot read the plan's masks {self.path}: {error.strerror or error}; {put}") from error
+        if found != self.sha256:
+            raise PlanError(f"{self.path} is not the file of masks that the plan was written with; {put}")
+        return self.path
+
+
 @dataclass(frozen=True)
 class PruningPlan:
     """Which layers of a dense model go, and why."""
@@ -142,7 +178,10 @@ class PruningPlan:
     """Where the choice came from: model, data, seed, versions, how it went."""
 
     evidence: Any = field(default=None, compare=False, repr=False)
-    """What the method keeps in memory for its own second stage; never written."""
+    """What the method keeps in memory for its own second stage (`Evidence`); of it only what the merges take is written."""
+
+    masks: MaskFile | None = field(default=None, compare=False)
+    """What the merges of a plan that was read from a file take from the evidence; read when it is needed."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", tuple(int(layer) for layer in self.order))
@@ -182,6 +221,11 @@ class PruningPlan:
         gone = set(self.order)
         return tuple(layer for layer in range(self.num_layers) if layer not in gone)
 
+    @property
+    def changes_weights(self) -> bool:
+        """Whether weights of dropped layers go into kept ones."""
+        return bool(self.merges) or "folds" in self.provenance
+
     def prefix(self, drop: int) -> PruningPlan:
         """The smaller cut of the first `drop` layers; what a method made for exactly these layers is left out.
 
@@ -194,16 +238,42 @@ class PruningPlan:
             raise PlanError(f"cannot take {drop} of a plan's {len(self.order)} layers; choose 1..{len(self.order)}")
         if drop == len(self.order):
             return self
-        return replace(self, order=self.order[:drop], merges={}, evidence=None)
+        return replace(self, order=self.order[:drop], merges={}, evidence=None, masks=None)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, atomically."""
-        write_json(path, self.as_json())
+        """Write the plan as JSON, atomically; and if it merges, what that needs, as `plan.masks.safetensors` beside it.
+
+        Raises:
+            PlanError: if the plan was read from a file, and the masks beside that are missing or others.
+            OSError: if it cannot be written.
+        """
+        target = Path(path)
+        masks = self._write_masks(target.with_suffix(".masks.safetensors")) if self.merges else None
+        write_json(target, replace(self, masks=masks).as_json())
+
+    def _write_masks(self, target: Path) -> MaskFile | None:
+        """The masks of the merges, made or copied; None if there is nothing to make them from."""
+        if self.evidence is None and self.masks is None:
+            return None
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
+        try:
+            if self.evidence is not None:
+                self.evidence.write_masks(self, Path(temporary))
+            elif self.masks is not None:
+                shutil.copyfile(self.masks.verified(), temporary)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return MaskFile(target, _sha256(target))
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values; `of_json` reads them."""
-        body = asdict(replace(self, evidence=None))
+        body = asdict(replace(self, evidence=None, masks=None))
         del body["evidence"]
+        body["masks"] = None if self.masks is None else {"file": self.masks.path.name, "sha256": self.masks.sha256}
         body["dropped"] = list(self.dropped)
         body["scores"] = None if self.scores is None else list(self.scores)
         return body
@@ -216,7 +286,8 @@ class PruningPlan:
             PlanError: if the file is missing, is not such a plan, or is inconsistent.
         """
         try:
-            return cls.of_json(json.loads(Path(path).read_text(encoding="utf-8")))
+            body = json.loads(Path(path).read_text(encoding="utf-8"))
+            return replace(cls.of_json(body), masks=_masks_beside(Path(path), body.get("masks")))
         except OSError as error:
             raise PlanError(f"cannot read the plan {path}: {error.strerror or error}; give a plan.json") from error
         except PlanError:
@@ -228,7 +299,7 @@ class PruningPlan:
 
     @classmethod
     def of_json(cls, body: dict[str, Any]) -> PruningPlan:
-        """The plan that `as_json` made these values of."""
+        """The plan that `as_json` made these values of, without the masks that lie beside its file."""
         scores, method = body["scores"], str(body["method"])
         return cls(
             num_layers=int(body["num_layers"]),
@@ -239,3 +310,21 @@ class PruningPlan:
             merges={int(source): int(target) for source, target in body["merges"].items()},
             provenance=dict(body["provenance"]),
         )
+
+
+def _masks_beside(plan: Path, entry: Any) -> MaskFile | None:
+    """The masks that a plan's file names; the name is a stranger's, and leads nowhere else."""
+    if entry is None:
+        return None
+    name, sha256 = entry["file"], entry["sha256"]
+    if not re.fullmatch(r"[\w\-.]+\.safetensors", name) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise ValueError(f"masks {name!r}")
+    return MaskFile(plan.parent / name, sha256)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -32,8 +32,9 @@ from secateur.report.record import count_parameters, describe_model, directory_s
 from secateur.request import Pruned, Target, num_to_drop
 from secateur.resumption import open_work, resumable
 from secateur.stages import Stages, add_speed, check_cut, tokens_per_second, write_about, write_and_prove
-from secateur.surgery.checkpoint import Proof, bypassed_logits, check_output, new_directory, save_checkpoint
+from secateur.surgery.checkpoint import Proof, bypassed_logits, save_checkpoint
 from secateur.surgery.live import remove_layers_
+from secateur.surgery.output import check_output, new_directory
 from secateur.training.lora import gradient_checkpointing_quietly
 from secateur.training.precision import Stored, in_float32, round_back_, to_float32_
 from secateur.training.rows import Rows, rows_of
@@ -310,7 +311,8 @@ def _pruned_start_(
             total_steps=asked.tuning.num_steps(len(bench.rows)),
         )  # fmt: skip
     else:
-        plan = method.given(asked.target.layers, decoder.num_layers)
+        given = method.given(asked.target.layers, decoder.num_layers)
+        plan = method.completed(given, decoder, windows, bench.run)
     preparation = method.prepare_(decoder, windows, plan, run=bench.run) if method.prepares else {}
     expected = bypassed_logits(decoder, plan.dropped, proof_ids)
     remove_layers_(model, plan.dropped)

@@ -29,7 +29,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 from families.family_models import EVERY_TYPE, build, perturb_, token_ids
-from secateur.decoder import Decoder, count_field
+from secateur.decoder import Decoder
+from secateur.depth import count_field
 from secateur.errors import UnsupportedModelError
 from secateur.loading import quiet_transformers
 from secateur.surgery.live import remove_layers_

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
@@ -19,6 +20,8 @@ from secateur.methods.gradpruner import GradPruner
 from secateur.plan import PruningPlan
 from secateur.progress import Silent
 from secateur.surgery.absorb import absorb_
+from secateur.surgery.files import cut_checkpoint
+from secateur.surgery.live import remove_layers_
 from secateur.surgery.merge import merge_layers_
 from secateur.training.igia import IGIACallback
 from secateur.training.rows import rows_of_windows
@@ -147,7 +150,7 @@ def test_merged_are_the_pruned_layers_with_the_highest_scores(
 def test_plan_from_a_file_is_merged_like_the_plan_itself(
     decoder: Decoder, windows: TokenBatches, tmp_path: Path
 ) -> None:
-    """Its evidence is not written; it is accumulated again, and comes out the same bit for bit."""
+    """Its evidence is not written as it is; it is accumulated again, and comes out the same bit for bit."""
     method, run = quick(), Run(seed=4)
     twin = Decoder(copy.deepcopy(decoder.model))
     plan = method.plan(decoder, windows, drop=3, run=run)
@@ -160,6 +163,24 @@ def test_plan_from_a_file_is_merged_like_the_plan_itself(
     assert reports[0] == reports[1]
     for one, other in zip(decoder.model.parameters(), twin.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("merge", "gradients"), [("sign", "full"), ("sign-igia", "lora")])
+def test_plan_from_a_file_applied_by_cut_equals_the_merge_in_memory_byte_for_byte(
+    decoder: Decoder, windows: TokenBatches, tmp_path: Path, merge: Any, gradients: Any
+) -> None:
+    method = quick(merge=merge, gradients=gradients)
+    decoder.model.save_pretrained(tmp_path / "dense")
+    plan = method.plan(decoder, windows, drop=3)
+    plan.save(tmp_path / "plan.json")
+    report = cut_checkpoint(tmp_path / "dense", tmp_path / "out", PruningPlan.load(tmp_path / "plan.json"))
+    method.prepare_(decoder, windows, plan)
+    remove_layers_(decoder.model, plan.dropped)
+    decoder.model.save_pretrained(tmp_path / "live")
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "live"))
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    assert report.num_folded == len(set(plan.merges.values())) * len(WEIGHTS)
 
 
 def test_of_layers_given_by_hand_those_with_the_highest_scores_are_merged_whatever_their_order(

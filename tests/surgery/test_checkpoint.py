@@ -11,14 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from secateur.decoder import Decoder
 from secateur.errors import ModelError, OutputError, ProofError, WriteError
-from secateur.surgery.checkpoint import (
-    bypassed_logits,
-    check_output,
-    new_directory,
-    prove_checkpoint,
-    save_checkpoint,
-)
+from secateur.surgery.checkpoint import bypassed_logits, prove_checkpoint, save_checkpoint
 from secateur.surgery.live import remove_layers_
+from secateur.surgery.output import check_output, new_directory
 
 IDS = torch.randint(3, 120, (2, 24), generator=torch.Generator().manual_seed(0))
 

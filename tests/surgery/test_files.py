@@ -29,6 +29,7 @@ from secateur.errors import (
     WriteError,
 )
 from secateur.plan import PruningPlan
+from secateur.surgery.check import check_pair
 from secateur.surgery.files import cut_checkpoint
 from secateur.surgery.legacy import make_readable_before_5_
 from secateur.surgery.live import remove_layers_
@@ -142,6 +143,38 @@ def test_a_cut_file_equals_the_cut_live_model_when_saved_and_its_logits_equal_by
     assert (report.num_layers, report.dropped, report.num_tensors) == (6, tuple(dropped), len(stored(live)))
     assert report.num_bytes == sum(len(raw) for _, _, raw in stored(live).values())
     assert report.num_bytes + report.removed_bytes == sum(len(raw) for _, _, raw in stored(source).values())
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "gemma3_text"])
+def test_sliding_and_full_layers_in_turn_equal_the_cut_live_model_and_are_listed_as_they_were(family, tmp_path):
+    kinds = ["sliding_attention", "full_attention"] * 3
+    model = build_any(family, layer_types=kinds)
+    source = save(model, tmp_path / "dense", max_shard_size="30KB")
+    cut_checkpoint(source, tmp_path / "out", [1, 2])
+    assert config_of(tmp_path / "out")["layer_types"] == [kinds[0], *kinds[3:]]
+    with Decoder(model).bypass([1, 2]):
+        expected = logits(model, IDS)
+    remove_layers_(model, [1, 2])
+    assert stored(tmp_path / "out") == stored(save(model, tmp_path / "live"))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    assert torch.equal(logits(again, IDS), expected)
+
+
+@pytest.mark.parametrize("family", ["bart", "blenderbot", "marian", "trocr"])
+def test_a_decoder_that_is_counted_apart_from_an_encoder_equals_the_cut_live_model_when_saved(family, tmp_path):
+    """`num_hidden_layers` of these is the number of layers of an encoder that the checkpoint does not have."""
+    model = build_any(family) if family == "trocr" else build_any(family, encoder_layers=4)
+    source = save(model, tmp_path / "dense")
+    report = cut_checkpoint(source, tmp_path / "out", [1, 4])
+    assert (report.num_layers, report.dropped) == (6, (1, 4))
+    remove_layers_(model, [1, 4])
+    live = save(model, tmp_path / "live")
+    make_readable_before_5_(live, type(model.config))
+    assert stored(tmp_path / "out") == stored(live)
+    assert config_of(tmp_path / "out") == config_of(live)
+    assert config_of(live)["decoder_layers"] == 4
+    check = check_pair(source, tmp_path / "out")
+    assert (check.proven, check.dropped) == (True, (1, 4))
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -538,7 +571,7 @@ def test_a_plan_for_another_depth_is_refused(dense):
 
 def test_a_plan_that_merges_by_more_than_weights_is_refused_with_what_can_be_done(dense):
     plan = PruningPlan(num_layers=6, order=(2, 3), merges={3: 1}, method="gradpruner")
-    words = "merges layer 3 by gradpruner, which takes gradients.*prune or tune, or .*--layers 2,3"
+    words = "merges layer 3 by gradpruner, and has no file with the entries.*prune, or .*--layers 2,3"
     expect_refusal(PlanError, words, dense, plan)
 
 

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from secateur import IGIA, Decoder, IGIACallback, RequestError, RunError, merge_layers_
+from secateur.surgery.merge import merge_targets
 from secateur.training.igia import rank_correlation
 from secateur.training.lora import attach_lora, gradient_checkpointing_quietly
 
@@ -352,6 +353,29 @@ def test_plan_carries_scores_stability_and_evidence(tiny_model, tmp_path):
     assert plan.evidence is callback.igia
     plan.save(tmp_path / "plan.json")
     assert type(plan).load(tmp_path / "plan.json") == plan
+
+
+def test_plan_names_the_merges_of_the_highest_scores(tiny_model, tmp_path):
+    callback = IGIACallback(steps=3)
+    train(adapted(tiny_model), [callback], tmp_path)
+    plan = callback.plan(drop=4, merge="sign-igia", merged_layers=2, keep=0.1)
+    assert plan.merges == merge_targets(plan.dropped, 6, plan.order[-2:])
+    assert (plan.options["merge"], plan.options["keep"]) == ("sign-igia", 0.1)
+    assert callback.plan(drop=4).merges == callback.plan(drop=4, merge="sign", merged_layers=0).merges == {}
+    assert set(callback.plan(drop=4, merge="sign", merged_layers=None).merges) == set(plan.dropped)
+    for wrong, words in (
+        ({"keep": 0}, "keep is the share"),
+        ({"merge": "signs"}, "merge is one of none, sign, sign-igia"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            callback.plan(drop=4, **wrong)
+
+
+def test_plan_with_merges_without_what_they_need_is_refused(tiny_model, tmp_path):
+    callback = IGIACallback(steps=3, keep_factors=False)
+    train(adapted(tiny_model), [callback], tmp_path)
+    with pytest.raises(RequestError, match="keep_factors=True"):
+        callback.plan(drop=2, merge="sign")
 
 
 def test_unstable_ranking_is_said_in_words(tiny_model, tmp_path, caplog):

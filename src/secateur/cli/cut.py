@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_checkpoint, add_format, add_out, converter_of, print_json
@@ -12,6 +13,7 @@ from secateur.errors import RequestError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from secateur.plan import PruningPlan
     from secateur.surgery.files import CutReport
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
@@ -36,7 +38,6 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
-    from secateur.loading import local_checkpoint
     from secateur.plan import PruningPlan
     from secateur.surgery.convert import convert_to_gguf
     from secateur.surgery.files import cut_checkpoint
@@ -56,7 +57,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         report = cut_gguf(options["model"], options["out"], dropped, **common)
     else:
         report = cut_checkpoint(
-            local_checkpoint(options["model"], revision=options["revision"]),
+            _folder(options["model"], options["revision"]),
             options["out"],
             dropped,
             max_shard_size=options["max_shard_size"],
@@ -65,12 +66,21 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         )
         if converter and not options["dry_run"]:
             progress.note(f"the same as a GGUF file: {convert_to_gguf(report.target, converter)}")
-    if plan is not None and not report.num_folded and _changes_weights(plan.method):
-        progress.note(f"{plan.method} also changes weights before the cut, which this does not; see secateur prune")
+    if plan is not None and (what := _left_undone(plan, report)):
+        progress.note(f"{what} also changes weights before the cut, which this does not; see secateur prune")
     if options["json"]:
         print_json({**dataclasses.asdict(report), "target": str(report.target)})
         return
     _show(report, options)
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    """The directory of a checkpoint; what reads the hub imports torch, which would keep the copying waiting."""
+    if Path(source).is_dir():
+        return Path(source)
+    from secateur.loading import local_checkpoint
+
+    return local_checkpoint(source, revision=revision)
 
 
 def _show(report: CutReport, options: dict[str, Any]) -> None:
@@ -94,7 +104,11 @@ def _show(report: CutReport, options: dict[str, Any]) -> None:
         print(f"the pruned checkpoint is in {options['out']}; next: secateur eval {options['out']} --data SPEC")
 
 
-def _changes_weights(method: str) -> bool:
+def _left_undone(plan: PruningPlan, report: CutReport) -> str | None:
+    """Who changes weights before the cut otherwise than a cut from file to file does."""
     from secateur.methods import METHODS
 
-    return method in METHODS and METHODS[method].prepares
+    name = str(plan.provenance.get("prepared_by", plan.method))
+    if plan.options.get("absorb"):
+        return f"{name} with absorb"
+    return name if not report.num_folded and name in METHODS and METHODS[name].prepares else None

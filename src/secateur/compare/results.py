@@ -21,7 +21,7 @@ from secateur.compare.cells import Cell, differing
 from secateur.compare.claims import claimed
 from secateur.errors import OutputError, RequestError
 from secateur.plan import finite, write_json
-from secateur.surgery.checkpoint import check_output
+from secateur.surgery.output import check_output
 
 __all__ = ["STATES", "Results", "Row", "State"]
 

@@ -22,7 +22,8 @@ from secateur.compare.config import Comparison, ModelChoice, slug
 from secateur.compare.reading import with_environment
 from secateur.compare.results import Results
 from secateur.data import TokenBatches
-from secateur.decoder import Decoder, layer_count
+from secateur.decoder import Decoder
+from secateur.depth import layer_count
 from secateur.errors import ModelError, RequestError
 from secateur.evaluation.memory import PeakMemory
 from secateur.loading import autocast_dtype, load_config, load_model, load_tokenizer

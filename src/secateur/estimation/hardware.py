@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from secateur.decoder import layer_count
+from secateur.depth import layer_count
 from secateur.errors import RequestError, SecateurError
 from secateur.evaluation.flops import flop_counter
 from secateur.loading import quiet_transformers

@@ -133,7 +133,30 @@ class Method(ABC):
 
     def given(self, layers: Sequence[int], num_layers: int) -> PruningPlan:
         """The plan of layers that somebody else chose, for this method to prepare."""
-        return PruningPlan(num_layers=num_layers, order=tuple(layers), method="given", options=self.options())
+        return PruningPlan(
+            num_layers=num_layers,
+            order=tuple(layers),
+            method="given",
+            options=self.options(),
+            provenance={"prepared_by": self.name} if self.prepares else {},
+        )
+
+    def completed(
+        self,
+        plan: PruningPlan,
+        decoder: Decoder,  # noqa: ARG002
+        data: TokenBatches,  # noqa: ARG002
+        run: Run,  # noqa: ARG002
+    ) -> PruningPlan:
+        """The plan with all that `prepare_` goes by, so that who has the plan can do the same; the model is as it was.
+
+        Args:
+            plan: of this method, or of layers that somebody else chose.
+            decoder: the dense model's layers.
+            data: calibration tokens.
+            run: seed, precision, progress.
+        """
+        return plan
 
     def shortened(self, plan: PruningPlan, drop: int) -> PruningPlan:
         """The plan for `drop` layers that a plan of this method for as many or, where choices are nested, more contains."""

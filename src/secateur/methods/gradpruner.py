@@ -19,12 +19,11 @@ from typing import Any, ClassVar
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
-from secateur.errors import RequestError
 from secateur.methods.base import Cost, Method, Run, Step
 from secateur.plan import PruningPlan
 from secateur.settings import check_at_least, check_choices
 from secateur.surgery.absorb import AbsorbForm, absorb_
-from secateur.surgery.merge import Merge, merge_layers_, merge_targets
+from secateur.surgery.merge import Merge, check_keep, highest_merged, merge_layers_
 from secateur.training.igia import Reduction
 from secateur.training.rows import Rows, rows_of_windows
 from secateur.training.scoring import Scoring, score_layers
@@ -62,10 +61,7 @@ class GradPruner(Scoring, Method):
     def __post_init__(self) -> None:
         Scoring.__post_init__(self)
         check_choices(self, "reduction", "merge", "absorb")
-        if not 0 < self.keep <= 1:
-            raise RequestError(
-                f"keep is the share of a weight's entries that is merged, not {self.keep:g}; choose above 0, up to 1"
-            )
+        check_keep(self.keep)
         check_at_least(self, 0, "merged_layers", "absorb_alpha")
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
@@ -115,7 +111,17 @@ class GradPruner(Scoring, Method):
     def shortened(self, plan: PruningPlan, drop: int) -> PruningPlan:
         """The lowest scores, and the merges among fewer layers."""
         order = plan.order[:drop]
-        return replace(plan, order=order, merges=self._targets(order, plan.num_layers))
+        return replace(plan, order=order, merges=self._targets(order, plan.num_layers), masks=None)
+
+    def completed(self, plan: PruningPlan, decoder: Decoder, data: TokenBatches, run: Run) -> PruningPlan:
+        """With the evidence and the merges, scored now where the plan has none: it is from a file, or of given layers."""
+        if not self._merges_any() or plan.evidence is not None:
+            return plan
+        again = self.plan(decoder, data, drop=len(plan.order), run=run)
+        scores = list(again.scores or ())  # of layers given by hand the order says nothing
+        order = tuple(sorted(plan.order, key=scores.__getitem__))
+        merges = plan.merges or self._targets(order, plan.num_layers)
+        return replace(plan, merges=merges, evidence=again.evidence, masks=None)
 
     def prepare_(
         self, decoder: Decoder, data: TokenBatches, plan: PruningPlan, *, run: Run | None = None
@@ -127,13 +133,7 @@ class GradPruner(Scoring, Method):
         """
         run = run or Run()
         report: dict[str, Any] = {}
-        if self._merges_any() and plan.evidence is None:  # a plan from a file, or layers given by hand
-            again = self.plan(decoder, data, drop=len(plan.order), run=run)
-            scores = list(again.scores or ())  # of layers given by hand the order says nothing
-            order = tuple(sorted(plan.order, key=scores.__getitem__))
-            merges = plan.merges or self._targets(order, plan.num_layers)
-        else:
-            again, merges = plan, plan.merges
+        plan = self.completed(plan, decoder, data, run)
         if self.absorb is not None:
             report["absorb"] = absorb_(
                 decoder, plan.dropped, data, form=self.absorb, alpha=self.absorb_alpha, precision=run.precision,
@@ -141,7 +141,7 @@ class GradPruner(Scoring, Method):
             )  # fmt: skip
         if self._merges_any():
             report["merge"] = merge_layers_(
-                decoder, merges, again.evidence, keep=self.keep, merge=self.merge, progress=run.progress
+                decoder, plan.merges, plan.evidence, keep=self.keep, merge=self.merge, progress=run.progress
             )
         return report
 
@@ -172,7 +172,4 @@ class GradPruner(Scoring, Method):
 
     def _targets(self, order: tuple[int, ...], num_layers: int) -> dict[int, int]:
         """Which pruned layers are merged, into which: the last of the order have the highest scores."""
-        if not self._merges_any():
-            return {}
-        merged = order if self.merged_layers is None else order[-self.merged_layers :]
-        return merge_targets(order, num_layers, merged)
+        return highest_merged(order, num_layers, self.merge, self.merged_layers)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -102,6 +102,23 @@ class Laco(Method):
             options=self.options(),
             merges=merges,
             provenance={"folds": [_as_json(fold) for fold in folds]},
+        )
+
+    def completed(
+        self,
+        plan: PruningPlan,
+        decoder: Decoder,  # noqa: ARG002
+        data: TokenBatches,  # noqa: ARG002
+        run: Run,  # noqa: ARG002
+    ) -> PruningPlan:
+        """With the folds, where it is of given layers: see `prepare_`."""
+        if "folds" in plan.provenance:
+            return plan
+        folds = folds_of(plan)
+        return replace(
+            plan,
+            merges={layer: fold.into for fold in folds for layer in fold.layers},
+            provenance={**plan.provenance, "folds": [_as_json(fold) for fold in folds]},
         )
 
     def prepare_(

@@ -120,7 +120,7 @@ def describe_model(model: PreTrainedModel, *, id: str, revision: str | None = No
         id: its hub id or directory, as the user gave it.
         revision: the commit of the hub, if it came from there.
     """
-    from secateur.decoder import layer_count
+    from secateur.depth import layer_count
 
     return {
         "id": id,

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from secateur.depth import layer_count
 from secateur.errors import ModelError, PlanError, RequestError
 from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
 from secateur.surgery.folding import folded
-from secateur.surgery.layout import CutLayout, cut_layout, layer_paths, layers_under
+from secateur.surgery.layout import CutLayout, cut_layout, layer_paths
 from secateur.surgery.matching import Match, match_layers, same_tensor
+from secateur.surgery.names import layers_under
 from secateur.surgery.running import Outcome, run_pair
 from secateur.surgery.shards import Bytes, StoredTensor, quoted
 from secateur.surgery.source import read_config, read_weights
@@ -136,7 +138,7 @@ class _Side:
 
     @property
     def num_layers(self) -> int:
-        return int(self.config.get_text_config(decoder=True).num_hidden_layers)
+        return layer_count(self.config)
 
 
 class _DifferentError(Exception):
@@ -184,7 +186,7 @@ class _Pair:
         self._check_order(matches, claim)
         layout = cut_layout(source.folder, source.config, source.tensors, self.dropped or (), trust_remote_code)
         wanted: Mapping[str, Bytes] = layout.tensors
-        if claim is not None and "folds" in claim.provenance:
+        if claim is not None and ("folds" in claim.provenance or claim.masks):
             try:
                 wanted, self.folded = folded(layout, source.tensors, claim)
             except RequestError as error:

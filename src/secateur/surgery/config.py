@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from secateur.decoder import count_field
+from secateur.depth import count_field
 from secateur.errors import UnsupportedModelError
 
 __all__ = ["remove_layers_from_config_"]

@@ -1,13 +1,15 @@
 """Cutting a checkpoint file to file: layers leave, the bytes of all others are copied, and no weight is ever loaded.
 
 So a checkpoint may be larger than memory, and of any dtype: which tensor is whose is a matter of names and shapes (`layout`).
-What a plan folds into kept layers is computed on the way, a megabyte at a time (`folding`).
+What a plan folds into kept layers is computed on the way, a megabyte at a time (`folding`). What needs torch is imported when it
+is its turn: copying has begun by then (`early`).
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,10 @@ from typing import Any
 from secateur.errors import OutputError, RequestError
 from secateur.plan import PruningPlan, write_json
 from secateur.progress import Progress, Silent
-from secateur.surgery.checkpoint import check_output, new_directory
-from secateur.surgery.folding import folded
-from secateur.surgery.layout import cut_layout, explained
-from secateur.surgery.legacy import with_legacy_fields
-from secateur.surgery.shards import Bytes, copy_file, file_size, reading, write_shard
+from secateur.surgery.early import EarlyShards
+from secateur.surgery.names import layer_in, new_numbers, renumbered
+from secateur.surgery.output import check_output, new_directory
+from secateur.surgery.shards import Bytes, StoredTensor, copy_file, file_size, reading
 from secateur.surgery.source import INDEX, WEIGHTS, read_config, read_weights
 
 __all__ = ["CutReport", "check_apart", "companions", "cut_checkpoint"]
@@ -107,44 +108,119 @@ def cut_checkpoint(
     folder, out = Path(source).expanduser(), check_output(target, overwrite=overwrite)
     check_apart(folder, out)
     tensors, metadata = read_weights(folder)
+    # Before the new directory is there, which may lie in the source.
+    beside = companions(folder, {"config.json", WEIGHTS, INDEX, *(each.file.name for each in tensors.values())})
+    if dry_run:
+        return _decide(folder, tensors, beside, dropped, max_shard_size, trust_remote_code).report(out)
+    with new_directory(target, overwrite=overwrite) as directory, EarlyShards(directory, metadata) as writing:
+        if (foreseen := _foreseen(tensors, dropped)) is not None:
+            writing.begin(_shards(foreseen, max_shard_size)[0])
+        cut = _decide(folder, tensors, beside, dropped, max_shard_size, trust_remote_code)
+        for name, text in cut.texts.items():
+            (directory / name).write_text(text, encoding="utf-8")
+        for name in cut.copied:
+            copy_file(folder / name, directory / name)
+        if isinstance(dropped, PruningPlan):  # where `check` and `carry` find what was folded, and the numbers
+            (directory / "secateur").mkdir()
+            dropped.save(directory / "secateur" / "plan.json")
+        with (progress or Silent()).track("copying tensors", cut.num_tensors) as advance:
+            writing.finish(cut.shards, advance)
+        if len(cut.shards) > 1:
+            write_json(directory / INDEX, cut.index)
+    return cut.report(out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cut:
+    """What is to be written, verified."""
+
+    dropped: tuple[int, ...]
+    num_layers: int
+    shards: Mapping[str, Mapping[str, Bytes]]  # the name of a file → its tensors
+    index: dict[str, Any]
+    computed: Collection[str]  # names of tensors
+    dense_bytes: int
+    texts: Mapping[str, str]  # the name of a file → what it says
+    copied: tuple[str, ...]
+    left: tuple[str, ...]
+
+    @property
+    def num_tensors(self) -> int:
+        return sum(map(len, self.shards.values()))
+
+    def report(self, target: Path) -> CutReport:
+        num_bytes = self.index["metadata"]["total_size"]
+        return CutReport(
+            target=target,
+            dropped=self.dropped,
+            num_layers=self.num_layers,
+            num_tensors=self.num_tensors,
+            num_folded=len(self.computed),
+            num_bytes=num_bytes,
+            removed_bytes=self.dense_bytes - num_bytes,
+            weights=tuple(self.shards),
+            copied=self.copied,
+            left=self.left,
+        )
+
+
+def _decide(
+    folder: Path,
+    tensors: Mapping[str, StoredTensor],
+    beside: tuple[tuple[str, ...], tuple[str, ...]],
+    dropped: Collection[int] | PruningPlan,
+    max_shard_size: int | str,
+    trust_remote_code: bool,
+) -> _Cut:
+    """Everything that a cut writes, held to transformers' own loader."""
+    from secateur.decoder import layer_count
+    from secateur.surgery.folding import folded
+    from secateur.surgery.layout import cut_layout
+
     config = read_config(folder, len(tensors), trust_remote_code)
-    num_layers = config.get_text_config(decoder=True).num_hidden_layers
+    num_layers = layer_count(config)
     gone = PruningPlan.of_layers(dropped, num_layers).dropped
     layout = cut_layout(folder, config, tensors, gone, trust_remote_code)
     kept: Mapping[str, Bytes] = layout.tensors
     computed: Collection[str] = ()
     if isinstance(dropped, PruningPlan):
         kept, computed = folded(layout, tensors, dropped)
-    shards, index = _split(kept, max_shard_size)
-    copied, left = companions(folder, {"config.json", WEIGHTS, INDEX, *(each.file.name for each in tensors.values())})
-    texts = _texts(folder, layout.config, copied)
-    if not dry_run:
-        with new_directory(target, overwrite=overwrite) as directory:
-            for name, text in texts.items():
-                (directory / name).write_text(text, encoding="utf-8")
-            for name in copied:
-                copy_file(folder / name, directory / name)
-            with (progress or Silent()).track("copying tensors", len(kept)) as advance:
-                for name, names in shards.items():
-                    write_shard(directory / name, {each: kept[each] for each in names}, metadata, advance)
-            if len(shards) > 1:
-                write_json(directory / INDEX, index)
-            if isinstance(dropped, PruningPlan):  # where `check` and `carry` find what was folded, and the numbers
-                (directory / "secateur").mkdir()
-                dropped.save(directory / "secateur" / "plan.json")
-    num_bytes = index["metadata"]["total_size"]
-    return CutReport(
-        target=out,
+    shards, index = _shards(kept, max_shard_size)
+    copied, left = beside
+    return _Cut(
         dropped=gone,
         num_layers=num_layers,
-        num_tensors=len(kept),
-        num_folded=len(computed),
-        num_bytes=num_bytes,
-        removed_bytes=sum(tensor.num_bytes for tensor in tensors.values()) - num_bytes,
-        weights=tuple(shards),
+        shards=shards,
+        index=index,
+        computed=computed,
+        dense_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
+        texts=_texts(folder, layout.config, copied),
         copied=copied,
         left=left,
     )
+
+
+def _foreseen(
+    tensors: Mapping[str, StoredTensor], dropped: Collection[int] | PruningPlan
+) -> Mapping[str, StoredTensor] | None:
+    """What a cut keeps, as far as the names of the tensors say; None where they leave it open, or weights are computed."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for name in tensors:
+        prefix, layer = layer_in(name)
+        if layer is not None:
+            found[prefix].add(layer)
+    stacks = {prefix: len(layers) for prefix, layers in found.items() if layers == set(range(len(layers)))}
+    gone = set(dropped.dropped if isinstance(dropped, PruningPlan) else dropped)
+    if isinstance(dropped, PruningPlan):
+        stacks = {prefix: count for prefix, count in stacks.items() if count == dropped.num_layers}
+    if len(stacks) != 1 or (isinstance(dropped, PruningPlan) and dropped.changes_weights):
+        return None
+    [(prefix, count)] = stacks.items()
+    if not gone < set(range(count)):
+        return None
+    new_of = new_numbers(count, gone)
+    moved = ((renumbered(name, [prefix], new_of), tensor) for name, tensor in tensors.items())
+    return {name: tensor for name, tensor in moved if name is not None}
 
 
 def check_apart(folder: Path, out: Path) -> None:
@@ -162,6 +238,9 @@ def _texts(folder: Path, cut_config: Any, copied: Collection[str]) -> dict[str, 
     """The configuration as transformers writes it, and the generation settings if they are not in a file of their own."""
     from transformers import GenerationConfig
 
+    from secateur.surgery.layout import explained
+    from secateur.surgery.legacy import with_legacy_fields
+
     with explained(f"cannot write down the configuration of {folder}", "see the reason and mend its config.json"):
         texts = {"config.json": with_legacy_fields(cut_config.to_json_string(use_diff=True), type(cut_config))}
         if _GENERATION not in copied:  # older checkpoints have them in config.json, from where reading removes them
@@ -170,8 +249,10 @@ def _texts(folder: Path, cut_config: Any, copied: Collection[str]) -> dict[str, 
     return texts
 
 
-def _split(tensors: Mapping[str, Bytes], max_shard_size: int | str) -> tuple[dict[str, list[str]], dict[str, Any]]:
-    """The new files with the names of their tensors, and the index over them."""
+def _shards(
+    tensors: Mapping[str, Bytes], max_shard_size: int | str
+) -> tuple[dict[str, dict[str, Bytes]], dict[str, Any]]:
+    """The new files with their tensors, and the index over them."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
     words = isinstance(max_shard_size, str) and re.fullmatch(r"\s*[0-9]+(\.[0-9]+)?\s*[KMGT]B\s*", max_shard_size)
@@ -183,7 +264,7 @@ def _split(tensors: Mapping[str, Bytes], max_shard_size: int | str) -> tuple[dic
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
-    return split.filename_to_tensors, {
+    return {name: {each: tensors[each] for each in names} for name, names in split.filename_to_tensors.items()}, {
         "metadata": split.metadata,
         "weight_map": dict(sorted(split.tensor_to_filename.items())),
     }

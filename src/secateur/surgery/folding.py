@@ -15,8 +15,11 @@ from torch import Tensor
 
 from secateur.errors import PlanError, UnsupportedModelError
 from secateur.plan import PruningPlan
-from secateur.surgery.layout import CutLayout, layers_under, new_numbers
-from secateur.surgery.shards import FLOATS, Bytes, StoredTensor, quoted
+from secateur.surgery.computed import FLOATS, ComputedTensor
+from secateur.surgery.layout import CutLayout
+from secateur.surgery.masks import merged
+from secateur.surgery.names import layers_under, new_numbers
+from secateur.surgery.shards import Bytes, StoredTensor, quoted
 
 __all__ = ["Fold", "FoldedTensor", "fold", "folded", "folds_of"]
 
@@ -88,55 +91,36 @@ def folded(
         plan: which layers go, and how.
 
     Raises:
-        PlanError: if the plan merges layers by more than their weights, or its folds make no sense.
+        PlanError: if the plan's folds make no sense, or the masks of its merges are missing or others.
         UnsupportedModelError: if layers to be folded together differ, or are quantised.
     """
     kept: dict[str, Bytes] = dict(layout.tensors)
-    if "folds" not in plan.provenance:
-        if plan.merges:
-            raise PlanError(
-                f"the plan merges layer {min(plan.merges)} by {plan.method or 'a method'}, which takes gradients that no plan "
-                "holds; make the merged model with secateur prune or tune, or cut without the merge: --layers "
-                + ",".join(map(str, plan.dropped))
-            )
-        return kept, frozenset()
     before = layers_under(tensors, layout.prefix)
-    after = _fold_tensors(before, folds_of(plan), layout.model.get_submodule(layout.path))
+    if "folds" in plan.provenance:
+        after = _fold_tensors(before, folds_of(plan), layout.model.get_submodule(layout.path))
+    elif plan.merges:
+        after = merged(before, plan)
+    else:
+        return kept, frozenset()
     computed = {
         f"{layout.prefix}.{new}.{name}": tensor
         for layer, new in new_numbers(plan.num_layers, plan.dropped).items()
         for name, tensor in after[layer].items()
-        if isinstance(tensor, FoldedTensor)
+        if isinstance(tensor, ComputedTensor)
     }
     return kept | computed, frozenset(computed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldedTensor:
-    """A tensor that others are folded into, computed while it is read."""
+class FoldedTensor(ComputedTensor):
+    """A tensor that others are folded into."""
 
-    kept: Bytes
     others: tuple[Bytes, ...]
-
-    @property
-    def dtype(self) -> str:
-        """That of the kept one."""
-        return self.kept.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """That of all of them."""
-        return self.kept.shape
-
-    @property
-    def num_bytes(self) -> int:
-        """That of the kept one."""
-        return self.kept.num_bytes
 
     def chunks(self) -> Iterator[bytes]:
         """Its bytes, as many at a time as those of the kept one."""
         for kept, *others in zip(self.kept.chunks(), *(each.chunks() for each in self.others), strict=True):
-            values = [torch.frombuffer(bytearray(each), dtype=FLOATS[self.dtype]) for each in (kept, *others)]
+            values = [self.values(each) for each in (kept, *others)]
             yield fold(values[0], values[1:]).view(torch.uint8).numpy().tobytes()
 
 

@@ -21,58 +21,24 @@ import torch
 from torch import nn
 
 from secateur.decoder import Decoder
+from secateur.depth import layer_count
 from secateur.errors import ModelError, SecateurError, UnsupportedModelError
 from secateur.loading import quiet_transformers
 from secateur.surgery.config import remove_layers_from_config_
-from secateur.surgery.shards import Bytes, StoredTensor, quoted
+from secateur.surgery.names import layer_in, new_numbers, renumbered
+from secateur.surgery.shards import StoredTensor, quoted
 from secateur.surgery.skeleton import changes_between
 
 __all__ = [
     "CutLayout",
     "cut_layout",
     "explained",
-    "layer_in",
     "layer_paths",
-    "layers_under",
-    "new_numbers",
-    "renumbered",
 ]
 
 logger = logging.getLogger(__name__)
 
 _REMEDY = "see the reason and mend the checkpoint"
-
-
-# ---- names ------------------------------------------------------------------------------------------------------------
-
-
-def layer_in(name: str) -> tuple[str, int | None]:
-    """What stands before the first number in a dotted name, and that number: `('model.layers', 3)`."""
-    match = re.match(r"((?:(?![0-9]+\.)[^.]+\.)+?)(0|[1-9][0-9]{0,8})\.", name)
-    return ("", None) if match is None else (match[1].removesuffix("."), int(match[2]))
-
-
-def new_numbers(num_layers: int, dropped: Collection[int]) -> dict[int, int]:
-    """Kept layer of the dense model → its number after the cut."""
-    return {layer: new for new, layer in enumerate(sorted(set(range(num_layers)) - set(dropped)))}
-
-
-def renumbered(name: str, paths: Collection[str], new_of: Mapping[int, int]) -> str | None:
-    """The name after the cut of the lists of layers at `paths`; None if it is of a dropped layer."""
-    prefix, layer = layer_in(name)
-    if layer is None or prefix not in paths:
-        return name
-    return f"{prefix}.{new_of[layer]}{name.removeprefix(f'{prefix}.{layer}')}" if layer in new_of else None
-
-
-def layers_under(tensors: Mapping[str, StoredTensor], prefix: str) -> list[dict[str, Bytes]]:
-    """The layers whose tensors stand under a prefix such as `model.layers`, each with the names within it."""
-    found: dict[int, dict[str, Bytes]] = {}
-    for name, tensor in tensors.items():
-        before, layer = layer_in(name)
-        if layer is not None and before == prefix:
-            found.setdefault(layer, {})[name.removeprefix(f"{prefix}.{layer}.")] = tensor
-    return [found[layer] for layer in range(len(found))]
 
 
 # ---- find, then verify ------------------------------------------------------------------------------------------------
@@ -119,7 +85,7 @@ def cut_layout(
     """
     cut_config = copy.deepcopy(config)
     text = cut_config.get_text_config(decoder=True)
-    num_layers = text.num_hidden_layers
+    num_layers = layer_count(config)
     prefixes = layer_paths(folder, tensors, num_layers)
     with explained(f"cannot cut the configuration of {folder}", _REMEDY):
         remove_layers_from_config_(text, sorted(dropped))

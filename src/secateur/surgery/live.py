@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.decoder import Decoder, count_field, evaluating, unwrapped
+from secateur.decoder import Decoder, evaluating, unwrapped
+from secateur.depth import count_field
 from secateur.errors import UnsupportedModelError
 from secateur.loading import quiet_transformers
 from secateur.plan import PruningPlan

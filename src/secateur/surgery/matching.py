@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from secateur.progress import Progress, Silent
-from secateur.surgery.shards import FLOATS, Bytes
+from secateur.surgery.computed import FLOATS
+from secateur.surgery.shards import Bytes
 
 __all__ = ["Match", "match_layers", "same_tensor"]
 

@@ -22,7 +22,17 @@ from secateur.decoder import Decoder
 from secateur.errors import RequestError
 from secateur.progress import Progress, Silent
 
-__all__ = ["Evidence", "Merge", "merge_layers_", "merge_targets", "top_entries"]
+__all__ = [
+    "Evidence",
+    "Merge",
+    "add_entries_",
+    "check_keep",
+    "highest_merged",
+    "merge_layers_",
+    "merge_targets",
+    "share_of",
+    "top_entries",
+]
 
 Merge = Literal["none", "sign", "sign-igia"]
 
@@ -33,8 +43,8 @@ class Evidence(Protocol):
     def names(self, layer: int) -> list[str]:
         """The weights of a layer that have one, by name within the layer."""
 
-    def matrix(self, layer: int, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """F of one weight, in the shape in which the model stores the weight."""
+    def matrix(self, layer: int, name: str, device: torch.device | str | None = None) -> Tensor:
+        """F of one weight, in the shape in which the model stores the weight; where the weight was scored if None."""
 
 
 def merge_targets(dropped: Collection[int], num_layers: int, merged: Sequence[int]) -> dict[int, int]:
@@ -47,6 +57,32 @@ def merge_targets(dropped: Collection[int], num_layers: int, merged: Sequence[in
     """
     kept = [layer for layer in range(num_layers) if layer not in set(dropped)]
     return {layer: max((k for k in kept if k < layer), default=kept[0]) for layer in sorted(merged)}
+
+
+def highest_merged(order: Sequence[int], num_layers: int, merge: Merge, count: int | None) -> dict[int, int]:
+    """The merges of the pruned layers with the highest scores.
+
+    Args:
+        order: the layers that go, lowest score first.
+        num_layers: the layers of the dense model.
+        merge: how they are merged; `none` of them with `none`.
+        count: how many are merged; all if None.
+    """
+    if merge == "none" or count == 0:
+        return {}
+    return merge_targets(order, num_layers, order if count is None else order[-count:])
+
+
+def check_keep(keep: float) -> None:
+    """Refuse what is no share of a weight's entries.
+
+    Raises:
+        RequestError: if it is not in (0, 1].
+    """
+    if not 0 < keep <= 1:
+        raise RequestError(
+            f"keep is the share of a weight's entries that is merged, not {keep:g}; choose above 0, up to 1"
+        )
 
 
 def merge_layers_(
@@ -75,10 +111,7 @@ def merge_layers_(
     Raises:
         RequestError: if `keep` is no share, or a weight is quantised. Nothing is changed then.
     """
-    if not 0 < keep <= 1:
-        raise RequestError(
-            f"keep is the share of a weight's entries that is merged, not {keep:g}; choose above 0, up to 1"
-        )
+    check_keep(keep)
     if merge == "none":
         return []
     pairs = {layer: _pairs(decoder, layer, into, evidence) for layer, into in merges.items()}
@@ -100,12 +133,12 @@ def merge_layers_(
                         continue
                     pruned = _weight(decoder.layers[layer], name).to(original)
                     information = evidence.matrix(layer, name, original.device)
-                    chosen = top_entries(information, keep) & (original.sign() == pruned.sign())
+                    share = None
                     if merge == "sign-igia":
-                        pruned = pruned * _share(information, evidence.matrix(into, name, original.device)).to(pruned)
-                    kept.add_(torch.where(chosen, pruned, torch.zeros_like(pruned)).to(kept.device))
-                    report[layer]["entries"] += chosen.numel()
-                    report[layer]["added"] += int(chosen.sum())
+                        share = share_of(information, evidence.matrix(into, name, original.device))
+                    added = add_entries_(kept, original, pruned, top_entries(information, keep), share)
+                    report[layer]["entries"] += original.numel()
+                    report[layer]["added"] += added
             advance(len(sources))
     return [report[layer] for layer in sorted(report)]
 
@@ -118,7 +151,24 @@ def top_entries(information: Tensor, keep: float) -> Tensor:
     return (information >= threshold) & (information > 0)
 
 
-def _share(pruned: Tensor, kept: Tensor) -> Tensor:
+def add_entries_(kept: Tensor, original: Tensor, pruned: Tensor, top: Tensor, share: Tensor | None) -> int:
+    """Add entries of a pruned weight to a kept one, where the signs agree; how many.
+
+    Args:
+        kept: the weight that stays, with what was added to it before.
+        original: the same before anything was added.
+        pruned: the weight that goes.
+        top: which of its entries may be added.
+        share: how much of each; all if None.
+    """
+    chosen = top & (original.sign() == pruned.sign())
+    if share is not None:
+        pruned = pruned * share.to(pruned)
+    kept.add_(torch.where(chosen, pruned, torch.zeros_like(pruned)))
+    return int(chosen.sum())
+
+
+def share_of(pruned: Tensor, kept: Tensor) -> Tensor:
     """F_pruned / (F_pruned + F_kept), 0 where both are."""
     total = pruned + kept
     return torch.where(total > 0, pruned / total, torch.zeros_like(total))

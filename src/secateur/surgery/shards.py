@@ -17,12 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-import torch
-
 from secateur.errors import ModelError
 
 __all__ = [
-    "FLOATS",
+    "CHUNK",
     "Bytes",
     "StoredTensor",
     "copy_file",
@@ -39,7 +37,7 @@ _MAX_HEADER = 100_000_000
 
 _MAX_DIMENSIONS = 64
 
-_CHUNK = 2**20
+CHUNK = 2**20
 """Bytes copied at a time: as fast as `cp`. Larger ones are five times slower, as each is given fresh pages."""
 
 _BITS = {
@@ -49,9 +47,6 @@ _BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 """Bits an element, by the header's name of the dtype. Whatever the dtype, only bytes are copied."""
-
-FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-"""Dtypes whose values can be computed with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +75,15 @@ class StoredTensor:
             ModelError: if the file cannot be read any more.
         """
         return _chunks(self.file, self.start, self.num_bytes)
+
+    def part(self, first: int, count: int) -> bytes:
+        """Some of its bytes; fewer than `count` where it ends.
+
+        Raises:
+            ModelError: if the file cannot be read any more.
+        """
+        count = min(count, self.num_bytes - first)
+        return b"".join(_chunks(self.file, self.start + first, count)) if count > 0 else b""
 
 
 class Bytes(Protocol):
@@ -238,7 +242,7 @@ def _chunks(source: Path, start: int, count: int) -> Iterator[bytes]:
     with file:
         while count:
             with reading(source):
-                chunk = file.read(min(count, _CHUNK))
+                chunk = file.read(min(count, CHUNK))
             if not chunk:
                 raise _damaged(source, "it became shorter while it was read")
             yield chunk

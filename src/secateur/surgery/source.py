@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import ModelError, UnsupportedModelError
-from secateur.surgery.layout import explained
 from secateur.surgery.shards import StoredTensor, quoted, read_header, read_json
 
 __all__ = ["INDEX", "WEIGHTS", "read_config", "read_weights"]
@@ -82,6 +81,9 @@ def read_config(folder: Path, num_tensors: int, trust_remote_code: bool) -> Any:
     """The configuration of a decoder-only causal language model."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    from secateur.decoder import count_field
+    from secateur.surgery.layout import explained
+
     path = folder / "config.json"
     raw = read_json(path)
     if not isinstance(raw, dict):
@@ -102,7 +104,8 @@ def read_config(folder: Path, num_tensors: int, trust_remote_code: bool) -> Any:
             raise UnsupportedModelError(
                 f"{folder} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
             )
-        count = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+        text = config.get_text_config(decoder=True)
+        count = getattr(text, count_field(text), None)
     if type(count) is not int or count < 1:
         raise ModelError(f"{path} says that the model has {quoted(count)} layers, which is no count; mend it")
     return config

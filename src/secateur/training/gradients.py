@@ -25,6 +25,11 @@ class WeightGradients:
     name: str  # within the layer, without adapters: "self_attn.q_proj.weight"
     squares: list[Tensor] = field(default_factory=list)  # a step: ‖G‖² (experts,), float64; 1 expert for a plain weight
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lies."""
+        raise NotImplementedError
+
     def measure(self) -> Tensor | None:
         """‖G‖² of this step, an expert; None if there is no gradient."""
         raise NotImplementedError
@@ -47,6 +52,11 @@ class _LowRankGradients(WeightGradients):
     experts: int = 1
     transposed: bool = False  # the weight is stored as (n, m)
     factors: list[tuple[Tensor, Tensor]] | None = None  # a step: (experts, m, r) and (experts, r, n), in CPU memory
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.up.device
+        return device
 
     def measure(self) -> Tensor | None:
         found = self._gradients()
@@ -95,6 +105,11 @@ class _FullGradients(WeightGradients):
     weight: Any = None
     kept: bool = True
     total: Tensor | None = None  # Σ_i (∂L/∂W)², float32, where the weight lies
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.weight.device
+        return device
 
     def measure(self) -> Tensor | None:
         gradient = _gradient(self.weight)

@@ -17,7 +17,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ from transformers import TrainerCallback
 from secateur.decoder import Decoder
 from secateur.errors import RequestError, RunError
 from secateur.plan import LayerScores, PruningPlan
+from secateur.surgery.masks import write_masks
+from secateur.surgery.merge import Merge, check_keep, highest_merged
 from secateur.training.gradients import full_weights, low_rank_weights
 
 __all__ = ["IGIA", "Gradients", "IGIACallback", "Reduction", "rank_correlation"]
@@ -130,8 +134,13 @@ class IGIA:
         """The weights of a layer that were watched, by name within the layer."""
         return [name for other, name in self._weights if other == layer]
 
-    def matrix(self, layer: int, name: str, device: torch.device | str = "cpu") -> Tensor:
+    def matrix(self, layer: int, name: str, device: torch.device | str | None = None) -> Tensor:
         """F_W of one weight, float32, in the shape in which the model stores the weight.
+
+        Args:
+            layer: of the dense model.
+            name: of the weight within the layer.
+            device: where to compute it; where the weight lay when it was scored if None.
 
         Raises:
             RequestError: if there is no such weight, or its factors were not kept.
@@ -140,7 +149,17 @@ class IGIA:
             raise RequestError(
                 f"layer {layer} has no weight '{name}' that was watched; choose one of {self.names(layer)}"
             )
-        return self._weights[layer, name].matrix(torch.device(device))
+        weight = self._weights[layer, name]
+        return weight.matrix(weight.device if device is None else torch.device(device))
+
+    def write_masks(self, plan: PruningPlan, path: Path) -> None:
+        """Write what the merges of a plan take: see `secateur.surgery.masks`.
+
+        Raises:
+            RequestError: if the factors were not kept.
+            OSError: if it cannot be written.
+        """
+        write_masks(path, plan.merges, self, keep=plan.options["keep"], merge=plan.options["merge"])
 
     def history(self, reduction: Reduction = "squares") -> list[list[float]]:
         """The score of each layer at each step: steps x layers."""
@@ -245,19 +264,35 @@ class IGIACallback(TrainerCallback):  # type: ignore[misc]
         """A score a layer; larger means keep."""
         return self.accumulated().scores(self.reduction)
 
-    def plan(self, drop: int | float) -> PruningPlan:
+    def plan(
+        self, drop: int | float, *, merge: Merge = "none", merged_layers: int | None = 3, keep: float = 0.2
+    ) -> PruningPlan:
         """The plan that drops the lowest layers, with the evidence a merge needs.
 
         Args:
             drop: a count, or a share of the layers in (0, 1).
+            merge: how dropped layers are merged into kept ones when the plan is carried out: `none`, `sign` or `sign-igia`.
+            merged_layers: how many of them are, those with the highest scores; all if None.
+            keep: the share of each of their weights' entries that is merged.
+
+        Raises:
+            RequestError: if the merge cannot be, or needs factors that were not kept.
+            RunError: if there are no scores yet.
         """
+        check_keep(keep)
+        if merge not in get_args(Merge):
+            raise RequestError(f"merge is one of {', '.join(get_args(Merge))}, not '{merge}'")
+        if merge != "none" and not self.keep_factors:
+            raise RequestError("the factors that a merge needs were not kept; accumulate with keep_factors=True")
         igia = self.accumulated()
-        return self.layer_scores().plan(
+        options = {"steps": igia.num_steps, "gradients": self.gradients, "reduction": self.reduction}
+        plan = self.layer_scores().plan(
             drop,
-            options={"steps": igia.num_steps, "gradients": self.gradients, "reduction": self.reduction},
+            options={**options, "merge": merge, "merged_layers": merged_layers, "keep": keep},
             provenance={"stability": igia.stability(self.reduction)},
             evidence=igia,
         )
+        return replace(plan, merges=highest_merged(plan.order, plan.num_layers, merge, merged_layers))
 
     def warnings(self) -> list[str]:
         """What a user should know of the scores, in words."""

@@ -1,0 +1,90 @@
+"""Weights that are written while they are being verified: right in the end whatever was foreseen, and never left behind."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secateur.errors import ModelError, WriteError
+from secateur.plan import PruningPlan
+from secateur.surgery import early, files
+from secateur.surgery.files import cut_checkpoint
+from surgery.test_files import expect_refusal, gemma3_with_eyes, save, stored, tree
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """The names of tensors that were begun with, a set a cut."""
+    seen: list[set[str]] = []
+    original = early.EarlyShards.begin
+
+    def begin(self: Any, shards: Any) -> None:
+        seen.append({name for tensors in shards.values() for name in tensors})
+        original(self, shards)
+
+    monkeypatch.setattr(early.EarlyShards, "begin", begin)
+    return seen
+
+
+def test_what_is_foreseen_is_what_is_verified_in_the_end(tiny_checkpoint, tmp_path, begun):
+    cut_checkpoint(tiny_checkpoint, tmp_path / "out", [1, 4])
+    assert begun == [set(stored(tmp_path / "out"))]
+
+
+def test_what_was_foreseen_wrongly_is_written_again(tiny_checkpoint, tmp_path, begun, monkeypatch):
+    cut_checkpoint(tiny_checkpoint, tmp_path / "right", [1, 4], max_shard_size="60KB")
+    foreseen = files._foreseen
+    monkeypatch.setattr(files, "_foreseen", lambda tensors, dropped: foreseen(tensors, [2]))
+    cut_checkpoint(tiny_checkpoint, tmp_path / "out", [1, 4], max_shard_size="60KB")
+    assert begun[0] != begun[1]
+    assert tree(tmp_path / "out") == tree(tmp_path / "right")
+
+
+def test_nothing_is_begun_where_names_leave_it_open_or_weights_are_computed(tiny_checkpoint, tmp_path, begun):
+    source = save(gemma3_with_eyes(), tmp_path / "two stacks")
+    cut_checkpoint(source, tmp_path / "a", [2])
+    folds = [{"into": 1, "layers": [2]}]
+    plan = PruningPlan(num_layers=6, order=(2,), provenance={"folds": folds})
+    assert cut_checkpoint(tiny_checkpoint, tmp_path / "b", plan).num_folded
+    cut_checkpoint(tiny_checkpoint, tmp_path / "c", [2], dry_run=True)
+    assert begun == []
+
+
+def test_what_is_refused_after_the_copying_began_leaves_nothing_and_no_thread(tiny_checkpoint, tmp_path, begun):
+    dense = Path(shutil.copytree(tiny_checkpoint, tmp_path / "dense"))
+    (dense / "config.json").write_text(
+        (dense / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 64')
+    )
+    expect_refusal(ModelError, "in the shape", dense)
+    assert len(begun) == 1
+    assert not [thread for thread in threading.enumerate() if thread.name == "early shards"]
+
+
+def test_a_disk_that_is_full_meanwhile_is_said_in_the_end(tiny_checkpoint, tmp_path, monkeypatch):
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(early, "write_shard", full)
+    with pytest.raises(WriteError, match="No space left"):
+        cut_checkpoint(tiny_checkpoint, tmp_path / "out", [1])
+    assert tree(tmp_path) == {}
+
+
+def test_a_thread_that_is_not_wanted_any_more_stops_at_the_next_tensor(tmp_path, monkeypatch):
+    written = []
+
+    def slowly(_: Path, tensors: Any, __: Any, done: Any) -> None:
+        for name in tensors:
+            time.sleep(0.02)
+            written.append(name)
+            done(1)
+
+    monkeypatch.setattr(early, "write_shard", slowly)
+    with early.EarlyShards(tmp_path, {}) as writing:
+        writing.begin({"a": dict.fromkeys(range(1000))})
+    assert len(written) <= 2
