@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.depth import layer_count
 from secateur.errors import OutputError, RequestError
 from secateur.plan import PruningPlan, write_json
 from secateur.progress import Progress, Silent
@@ -173,7 +174,6 @@ def _decide(
     trust_remote_code: bool,
 ) -> _Cut:
     """Everything that a cut writes, held to transformers' own loader."""
-    from secateur.decoder import layer_count
     from secateur.surgery.folding import folded
     from secateur.surgery.layout import cut_layout
 

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from secateur.depth import count_field
 from secateur.errors import ModelError, UnsupportedModelError
 from secateur.surgery.shards import StoredTensor, quoted, read_header, read_json
 
@@ -81,7 +82,6 @@ def read_config(folder: Path, num_tensors: int, trust_remote_code: bool) -> Any:
     """The configuration of a decoder-only causal language model."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    from secateur.decoder import count_field
     from secateur.surgery.layout import explained
 
     path = folder / "config.json"
