@@ -31,6 +31,7 @@ __all__ = [
     "is_first",
     "joined",
     "launched",
+    "num_launched",
     "own_share",
     "sharded",
     "share_out",
@@ -58,9 +59,14 @@ class _Group:
 _group = _Group()
 
 
+def num_launched() -> int:
+    """How many processes a launcher started."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
 def launched() -> bool:
     """Whether a launcher started several processes."""
-    return int(os.environ.get("WORLD_SIZE") or 1) > 1
+    return num_launched() > 1
 
 
 def count() -> int:
@@ -91,6 +97,8 @@ def joined() -> Iterator[None]:
     import torch
     from accelerate import PartialState
 
+    from torch import distributed
+
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     _refuse_unsupported(str(state.distributed_type.value))
     _group.rank, _group.count = state.process_index, state.num_processes
@@ -98,7 +106,7 @@ def joined() -> Iterator[None]:
         yield
     finally:
         _group.rank, _group.count = 0, 1
-    state.destroy_process_group()  # not after an error: the others may never come to that
+    distributed.destroy_process_group()  # not after an error: the others may never come to that
 
 
 def _refuse_unsupported(kind: str) -> None:

@@ -32,6 +32,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
     from secateur.errors import OutputError
     from secateur.pipeline import score
+    from secateur.processes import is_first
     from secateur.report.console import results_console, score_bars
 
     out = options["out"]
@@ -44,7 +45,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         **loading_of(options),
         progress=progress,
     )
-    if out is not None:
+    if out is not None and is_first():
         try:
             plan.save(out)
         except OSError as error:
