@@ -17,7 +17,11 @@ from secateur.cli import main
 
 def shard_on_cpus() -> None:
     """Ask for FSDP2 as `accelerate launch` does, and have accelerate grant it."""
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    }
     os.environ |= {"FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState(cpu=True)  # joins the processes, by gloo
