@@ -29,6 +29,7 @@ __all__ = [
     "fails_first",
     "in_order",
     "is_first",
+    "is_of_another",
     "joined",
     "launched",
     "num_launched",
@@ -96,7 +97,6 @@ def joined() -> Iterator[None]:
         return
     import torch
     from accelerate import PartialState
-
     from torch import distributed
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
@@ -232,6 +232,11 @@ def by_first(work: Callable[[], Result]) -> Result:
     if error is not None or failure is not None:
         raise error or failure
     return value  # type: ignore[no-any-return]
+
+
+def is_of_another(error: BaseException) -> bool:
+    """Whether an error only says that another process of the launcher ended while this one waited for it."""
+    return launched() and isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
 
 
 def fails_first() -> bool:

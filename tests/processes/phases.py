@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,7 +150,8 @@ def main(kind: str, folder: str, out: str, *names: str) -> None:
     inputs = Inputs(Path(folder), Path(out))
     with joined():
         for phase in names or PHASES:
-            found = PHASES[phase](inputs, slug(phase))
+            start = time.monotonic()
+            found = {**PHASES[phase](inputs, slug(phase)), "seconds": time.monotonic() - start}
             if is_first():
                 (inputs.out / f"{slug(phase)}.json").write_text(json.dumps(found), encoding="utf-8")
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from secateur.cli.words import check_settings_files, explained, one_line, refuse_settings_of_others, with_underscores
 from secateur.errors import RequestError, SecateurError
-from secateur.processes import apart, fails_first, is_first, joined, launched
+from secateur.processes import apart, fails_first, is_first, is_of_another, joined, launched
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -87,6 +87,9 @@ def _failed(error: BaseException, debug: bool) -> int:
     if isinstance(error, SecateurError):
         _say(f"error: {one_line(error)}")
         return 2 if isinstance(error, RequestError) else 1
+    if is_of_another(error):
+        _say("error: another process ended; the report of the launcher says which, and how")
+        return 1
     where = "" if debug else f" (details in {_keep_traceback()}; please report it)"
     _say(f"error: {type(error).__name__}: {one_line(error)[:300]}{where}")
     return 1
