@@ -18,11 +18,11 @@ import torch
 from secateur.budget import plan_within_budget, search_cost
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
-from secateur.errors import TrainingDivergedError
+from secateur.errors import RequestError, TrainingDivergedError
 from secateur.evaluation.generation import generations
 from secateur.evaluation.memory import PeakMemory
-from secateur.loading import autocast_dtype, load_model, load_tokenizer
-from secateur.methods import Cost, Method, Run, method_named
+from secateur.loading import Placement, autocast_dtype, is_offloaded, load_model, load_tokenizer
+from secateur.methods import METHODS, Cost, Method, Run, method_named
 from secateur.plan import PruningPlan, count_to_drop
 from secateur.processes import by_first
 from secateur.progress import Progress, Silent
@@ -169,10 +169,13 @@ def score(
     precision: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    placement: Placement | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> PruningPlan:
     """Decide only: the plan that `prune` would carry out, with a score for each layer.
+
+    The arguments are those of `prune`, and `placement`: where a model goes that is larger than one device.
 
     Raises:
         RequestError: if something asked for cannot be.
@@ -181,7 +184,13 @@ def score(
     progress = progress or Silent()
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     data, held_out = text.load(tokenizer, seed)
-    model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, placement=placement)
+    if is_offloaded(model) and not method.only_runs:
+        able = ", ".join(name for name, other in METHODS.items() if other.only_runs)
+        raise RequestError(
+            f"{method.name} looks at weights or gradients, which are not there where layers are offloaded; choose one of "
+            f"{able}, or give --max-memory more"
+        )
     decoder = Decoder(model)
     count = count_to_drop(drop, decoder.num_layers)
     context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress)

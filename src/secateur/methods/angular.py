@@ -45,6 +45,7 @@ class Angular(Method):
 
     name: ClassVar[str] = "angular"
     paper: ClassVar[str] = "arXiv 2403.17887"
+    only_runs: ClassVar[bool] = True
 
     tokens: Literal["last", "all"] = "last"
     """Which tokens of a window are looked at: the last as published, or all."""

@@ -86,6 +86,9 @@ class Method(ABC):
     nested: ClassVar[bool] = False
     """Whether the order of a plan begins with the order of each smaller one, so that one choice serves every number of layers."""
 
+    only_runs: ClassVar[bool] = False
+    """Whether choosing runs the model forward and no more, and never looks at a weight or a gradient: layers may be offloaded."""
+
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """The method with these settings.

@@ -50,6 +50,7 @@ class ShortenedPPL(Method):
     name: ClassVar[str] = "shortened-ppl"
     paper: ClassVar[str] = "arXiv 2402.02834"
     nested: ClassVar[bool] = True
+    only_runs: ClassVar[bool] = True
 
     sequences: int | None = 10
     """Calibration windows to measure the loss on; all of them if null."""

@@ -29,6 +29,7 @@ class ShortGPT(Method):
     name: ClassVar[str] = "shortgpt"
     paper: ClassVar[str] = "arXiv 2403.03853"
     nested: ClassVar[bool] = True
+    only_runs: ClassVar[bool] = True
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Measure every layer's influence in one pass over the calibration tokens, and drop the lowest."""

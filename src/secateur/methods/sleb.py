@@ -32,6 +32,7 @@ class Sleb(Method):
     name: ClassVar[str] = "sleb"
     paper: ClassVar[str] = "arXiv 2402.09025"
     nested: ClassVar[bool] = True
+    only_runs: ClassVar[bool] = True
 
     sequences: int | None = 8
     """Calibration windows to measure the loss on; all of them if null."""
