@@ -3,8 +3,9 @@
     python benchmarks/weights_once.py --parameters 1.7e9   # a random Llama in bfloat16, 3.4 GB
 
 IGIA (`gradpruner`) and ELDeR's first stage in both its forms, each in a process of its own, on a model read from disk; what
-Python and its libraries hold before that is taken off. `loaded` is after reading, `peak` the most while layers are chosen. What is above
-1 is activations, logits, and on a small model the libraries' code. With --out the result goes to a JSON file.
+Python and its libraries hold before that is taken off. `loaded` is after reading (pages of the file that nobody has looked at yet
+do not count), `peak` the most while layers are chosen. What is above 1 is activations, logits, adapters with their moments, and on
+a small model the libraries' code. With --out the result goes to a JSON file.
 """
 
 from __future__ import annotations
