@@ -4,7 +4,7 @@
 
 IGIA (`gradpruner`) and ELDeR's first stage in both its forms, each in a process of its own, on a model read from disk; what
 Python and its libraries hold before that is taken off. `loaded` is after reading (pages of the file that nobody has looked at yet
-do not count), `peak` the most while layers are chosen. What is above 1 is activations, logits, adapters with their moments, and on
+do not count), `peak` the most while layers are chosen. Above 1 are activations, logits, adapters with their moments, and on
 a small model the libraries' code. With --out the result goes to a JSON file.
 """
 

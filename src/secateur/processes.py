@@ -229,8 +229,10 @@ def by_first(work: Callable[[], Result]) -> Result:
         finally:
             _group.count = before
     value, failure = agreed((value, error))
-    if error is not None or failure is not None:
-        raise error or failure
+    if error is not None:
+        raise error
+    if failure is not None:
+        raise failure
     return value  # type: ignore[no-any-return]
 
 
@@ -243,7 +245,7 @@ def fails_first() -> bool:
     """Whether this process, which has an error to report, is the first: what the others then meet is only its consequence."""
     if not launched():
         return True
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     with suppress(Exception):  # no launcher that keeps a store: then everybody speaks
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -195,8 +195,11 @@ class _Sums:
         """Nothing yet, for a projection whose output, or input, the regression is on."""
         hidden, inner = target.weight.shape
         width = hidden if form == "map" else inner
-        double = {"dtype": torch.float64, "device": target.weight.device}
-        return cls(torch.zeros(width, width, **double), torch.zeros(width, hidden, **double))
+        device = target.weight.device
+        return cls(
+            torch.zeros(width, width, dtype=torch.float64, device=device),
+            torch.zeros(width, hidden, dtype=torch.float64, device=device),
+        )
 
     def add(self, features: Tensor, wanted: Tensor, stream: Tensor) -> None:
         x = wanted.flatten(0, 1).double()  # (tokens, hidden)
