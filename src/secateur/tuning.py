@@ -19,7 +19,7 @@ import torch
 from secateur.data.examples import Examples
 from secateur.data.task import Task, TaskSettings, calibration_windows
 from secateur.decoder import Decoder, unwrapped
-from secateur.errors import ProofError
+from secateur.errors import ProofError, RequestError
 from secateur.evaluation.intervals import TaskResult, paired_difference
 from secateur.evaluation.memory import PeakMemory
 from secateur.evaluation.tasks import Metric, task_score
@@ -27,7 +27,7 @@ from secateur.loading import autocast_dtype, load_model, load_tokenizer
 from secateur.methods import Method, Run, method_named
 from secateur.methods.gradpruner import GradPruner
 from secateur.plan import PruningPlan, write_json
-from secateur.processes import by_first
+from secateur.processes import by_first, sharded
 from secateur.progress import Progress, Silent, duration
 from secateur.report.record import count_parameters, describe_model, directory_size, run_record
 from secateur.request import Pruned, Target, num_to_drop
@@ -253,6 +253,10 @@ def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
     Raises:
         RequestError: if it cannot be fine-tuned or pruned so.
     """
+    if asked.metric == "generation" and sharded():
+        raise RequestError(
+            "texts of different lengths cannot be written by a model in parts (FSDP); choose another --metric, or DDP"
+        )
     tokenizer = load_tokenizer(asked.source, revision=asked.revision, trust_remote_code=asked.trust_remote_code)
     data = asked.task.load(tokenizer, asked.seed)
     decoder = Decoder(asked.load_model())

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from secateur import processes
+from secateur.data.task import TaskSettings
 from secateur.errors import RequestError
 from secateur.processes import by_first, count, is_first, joined, share_out
+from secateur.request import Target
 from secateur.training.trainer import rows_at_once
+from secateur.tuning import tune
 
 
 @pytest.fixture
@@ -85,3 +89,15 @@ def test_without_a_launcher_nothing_heavy_is_imported() -> None:
     assert done.stdout.strip() == "False"
     with joined():
         assert count() == 1
+
+
+def test_generation_is_refused_where_trainings_are_sharded(
+    monkeypatch: pytest.MonkeyPatch, of_two: None, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(processes, "agreed", lambda value: value)
+    with pytest.raises(RequestError, match="choose another --metric, or DDP"):
+        tune(
+            tiny_checkpoint, task=TaskSettings(data="unread.jsonl"), target=Target(drop=1), out=tmp_path / "out",
+            metric="generation",
+        )  # fmt: skip
