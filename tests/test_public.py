@@ -56,6 +56,7 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
         ("engines", "engines.md", "| cut | mlx "),
         ("ceiling", "speed.md", "## Against the ceiling"),
         ("estimates", "estimating.md", "## How near it comes"),
+        ("two_processes", "scaling.md", "| eval: perplexity | yes |"),
         ("compare", "comparison.md", "| `elder` |"),
         ("compare", "comparison.md", "| calibrated on |"),
         ("references", "methods/shortgpt.md", "| order of all 30 layers | the same |"),

@@ -10,7 +10,7 @@ from typing import Any
 from secateur.data import TokenBatches, evaluation_windows
 from secateur.errors import RequestError
 from secateur.evaluation.harness import HarnessTasks, mean_score
-from secateur.loading import load_model, load_tokenizer
+from secateur.loading import Placement, load_model, load_tokenizer
 from secateur.progress import Progress, Silent
 from secateur.stages import quality, size
 
@@ -35,6 +35,7 @@ def evaluate(
     dtype: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    placement: Placement | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -55,6 +56,7 @@ def evaluate(
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
         revision: the branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with a model.
+        placement: where a model goes that is larger than one device.
         seed: of the examples in the prompts, and of answers that are sampled.
         progress: who watches.
 
@@ -95,7 +97,7 @@ def evaluate(
         )
     rows = []
     for source, tokenizer, windows in zip(sources, tokenizers, texts, strict=True):
-        model = load_model(source, dtype=dtype, **common)
+        model = load_model(source, dtype=dtype, placement=placement, **common)
         row: dict[str, Any] = {"model": str(source), **size(model)}
         if windows is not None:
             row |= _text_figures(model, windows, str(source), progress)

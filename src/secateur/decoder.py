@@ -65,7 +65,7 @@ class Decoder:
         """Where token ids go in."""
         embedding = self.model.get_input_embeddings()
         device: torch.device = embedding.weight.device
-        return device
+        return torch.device("cpu") if device.type == "meta" else device  # offloaded: accelerate moves the input
 
     def logits(self, input_ids: Tensor) -> Tensor:
         """Next-token logits (batch, tokens, vocabulary) of token ids (batch, tokens), without a cache."""

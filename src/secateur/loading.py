@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,10 @@ from secateur.errors import ModelError, UnsupportedModelError
 from secateur.trust import is_pickle_allowed
 
 __all__ = [
+    "Placement",
     "autocast_dtype",
     "dtype_named",
+    "is_offloaded",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -34,6 +37,31 @@ _DTYPES: dict[str, torch.dtype | Literal["auto"]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the parts of a model go that is larger than one device: accelerate's big-model inference."""
+
+    device_map: Mapping[str, str] | Literal["auto"] = "auto"
+    """Module → device, `cpu` or `disk`; `auto` fills the GPUs first, then the CPU's memory, then the disk."""
+
+    max_memory: Mapping[int | str, str] | None = None
+    """The most of each, as `{0: "70GB", "cpu": "200GB"}`; what is free if None."""
+
+    offload_folder: str | Path | None = None
+    """For weights on the disk that are not stored as the model has them."""
+
+    def as_arguments(self) -> dict[str, Any]:
+        """The same for `from_pretrained`."""
+        device_map = self.device_map if isinstance(self.device_map, str) else dict(self.device_map)
+        most = None if self.max_memory is None else dict(self.max_memory)
+        return {"device_map": device_map, "max_memory": most, "offload_folder": self.offload_folder}
+
+
+def is_offloaded(model: Any) -> bool:
+    """Whether weights of a model are read from the CPU's memory or the disk each time that they are needed."""
+    return any(weight.device.type == "meta" for weight in model.parameters())
+
+
 def load_model(
     source: str | Path,
     *,
@@ -42,8 +70,7 @@ def load_model(
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
     strict: bool = False,
-    device_map: Mapping[str, str] | None = None,
-    offload_folder: str | Path | None = None,
+    placement: Placement | None = None,
 ) -> Any:
     """Load a causal language model in evaluation mode; from safetensors, unless `pickle_allowed` says otherwise.
 
@@ -54,8 +81,7 @@ def load_model(
         trust_remote_code: run code that comes with the model.
         device: where to put it; a GPU if there is one, else the CPU.
         strict: refuse a checkpoint that holds weights the model has no place for.
-        device_map: module → `cpu` or `disk`, in place of `device`; what is on the disk is read each time that it runs.
-        offload_folder: for weights on the disk that are not stored as the model has them.
+        placement: where the parts of the model go, in place of `device`.
 
     Raises:
         ModelError: if it cannot be read; the message says why and what to do.
@@ -66,7 +92,7 @@ def load_model(
     weights = dtype_named(dtype)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = load_config(source, **common)
-    placed = {} if device_map is None else {"device_map": dict(device_map), "offload_folder": offload_folder}
+    placed = {} if placement is None else placement.as_arguments()
     with _explained(source), quiet_transformers():
         model, report = AutoModelForCausalLM.from_pretrained(
             source,

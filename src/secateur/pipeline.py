@@ -18,18 +18,20 @@ import torch
 from secateur.budget import plan_within_budget, search_cost
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
-from secateur.errors import TrainingDivergedError
+from secateur.errors import RequestError, TrainingDivergedError
 from secateur.evaluation.generation import generations
 from secateur.evaluation.memory import PeakMemory
-from secateur.loading import autocast_dtype, load_model, load_tokenizer
-from secateur.methods import Cost, Method, Run, method_named
+from secateur.loading import Placement, autocast_dtype, is_offloaded, load_model, load_tokenizer
+from secateur.methods import METHODS, Cost, Method, Run, method_named
 from secateur.plan import PruningPlan, count_to_drop
+from secateur.processes import by_first
 from secateur.progress import Progress, Silent
 from secateur.report.record import describe_model, run_record
 from secateur.request import PROMPTS, Pruned, Target, TextSettings, num_to_drop
 from secateur.stages import (
     Stages,
     add_speed,
+    agreed_plan,
     check_cut,
     cut_copy,
     preflight,
@@ -115,6 +117,7 @@ def prune(
             dense, dense_texts = bench.measure(model, "dense")
         with stages.stage("choose"):
             plan, budget = bench.choose(method, target, dense["perplexity"])
+            plan = agreed_plan(plan)
         stages.progress.note(f"layers to drop: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
         preparation = bench.prepare_(method, plan) if method.prepares else None
         metrics, recovered, recovery_report = {"dense": dense}, None, None
@@ -122,33 +125,38 @@ def prune(
             recovered, metrics["cut"], recovery_report = bench.cut_and_recover(
                 recovery, plan, load_dense=lambda: load_model(source, dtype=dtype, **loading)
             )
-        with new_directory(out, overwrite=overwrite) as directory:
-            with stages.stage("cut and prove"):
-                proof, pruned_model = bench.write_and_prove(plan, recovered, directory)
-            with stages.stage("measure pruned"):
-                pruned, texts = bench.measure(pruned_model, "pruned")
-                dense["size_bytes"], pruned["size_bytes"] = sizes(model, pruned_model, directory)
-                if speed:
-                    add_speed(dense, pruned, model, pruned_model, stages.progress)
-            record = run_record(
-                command=command or sys.argv,
-                model=about,
-                method={"name": method.name, "options": method.options()},
-                data=data.describe(),
-                eval_data=held_out.describe(),
-                dropped=plan.dropped,
-                scores=plan.scores,
-                budget=budget,
-                preparation=preparation,
-                proof=asdict(proof),
-                recovery=recovery_report,
-                metrics={**metrics, "pruned": pruned},
-                generations={"prompts": list(prompts), "dense": dense_texts, "pruned": texts},
-                timings=stages.seconds,
-                peak_memory_bytes=memory.bytes,
-                seed=seed,
-            )
-            write_about(directory, source, plan, record)
+
+        def written() -> tuple[Proof, dict[str, Any]]:
+            with new_directory(out, overwrite=overwrite) as directory:
+                with stages.stage("cut and prove"):
+                    proof, pruned_model = bench.write_and_prove(plan, recovered, directory)
+                with stages.stage("measure pruned"):
+                    pruned, texts = bench.measure(pruned_model, "pruned")
+                    dense["size_bytes"], pruned["size_bytes"] = sizes(model, pruned_model, directory)
+                    if speed:
+                        add_speed(dense, pruned, model, pruned_model, stages.progress)
+                record = run_record(
+                    command=command or sys.argv,
+                    model=about,
+                    method={"name": method.name, "options": method.options()},
+                    data=data.describe(),
+                    eval_data=held_out.describe(),
+                    dropped=plan.dropped,
+                    scores=plan.scores,
+                    budget=budget,
+                    preparation=preparation,
+                    proof=asdict(proof),
+                    recovery=recovery_report,
+                    metrics={**metrics, "pruned": pruned},
+                    generations={"prompts": list(prompts), "dense": dense_texts, "pruned": texts},
+                    timings=stages.seconds,
+                    peak_memory_bytes=memory.bytes,
+                    seed=seed,
+                )
+                write_about(directory, source, plan, record)
+            return proof, record
+
+        proof, record = by_first(written)
     return Pruned(path=Path(out), plan=plan, proof=proof, record=record)
 
 
@@ -162,10 +170,13 @@ def score(
     precision: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    placement: Placement | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> PruningPlan:
     """Decide only: the plan that `prune` would carry out, with a score for each layer.
+
+    The arguments are those of `prune`, and `placement`: where a model goes that is larger than one device.
 
     Raises:
         RequestError: if something asked for cannot be.
@@ -174,13 +185,19 @@ def score(
     progress = progress or Silent()
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     data, held_out = text.load(tokenizer, seed)
-    model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, placement=placement)
+    if is_offloaded(model) and not method.only_runs:
+        able = ", ".join(name for name, other in METHODS.items() if other.only_runs)
+        raise RequestError(
+            f"{method.name} looks at weights or gradients, which are not there where layers are offloaded; choose one of "
+            f"{able}, or give --max-memory more"
+        )
     decoder = Decoder(model)
     count = count_to_drop(drop, decoder.num_layers)
     context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress)
     cost = method.cost(decoder.num_layers, count, data)
     progress.note(preflight(decoder, data, held_out.take(1), Cost(choose_tokens=cost.choose_tokens), context))
-    plan = method.plan(decoder, data, drop=count, run=context)
+    plan = agreed_plan(method.plan(decoder, data, drop=count, run=context))
     return replace(plan, provenance={**plan.provenance, "model": str(source), "data": data.describe(), "seed": seed})
 
 
@@ -282,8 +299,12 @@ class _Workbench:
         try:
             yield
         except TrainingDivergedError as error:
-            places = (f"{Path(self.out)}.last-good{number or ''}" for number in itertools.count())
-            kept = next(place for place in places if not Path(place).exists())
-            with new_directory(kept) as directory:
-                save_checkpoint(model, self.tokenizer, directory)
+            kept = by_first(lambda: self._save_last_good(model))
             raise TrainingDivergedError(f"{error} (saved, {state}, to {kept})") from error
+
+    def _save_last_good(self, model: Any) -> str:
+        places = (f"{Path(self.out)}.last-good{number or ''}" for number in itertools.count())
+        kept = next(place for place in places if not Path(place).exists())
+        with new_directory(kept) as directory:
+            save_checkpoint(model, self.tokenizer, directory)
+        return kept

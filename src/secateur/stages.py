@@ -24,6 +24,7 @@ from secateur.evaluation.speed import SpeedSettings, measure_speed, room
 from secateur.methods import Cost, Run
 from secateur.methods.base import measuring
 from secateur.plan import PruningPlan, write_json
+from secateur.processes import agreed
 from secateur.progress import Progress, duration
 from secateur.report.card import inherited_metadata, model_card
 from secateur.report.page import load_run, report_page
@@ -35,6 +36,7 @@ from secateur.training.recovery import Recovery
 __all__ = [
     "Stages",
     "add_speed",
+    "agreed_plan",
     "check_cut",
     "cut_copy",
     "preflight",
@@ -147,6 +149,11 @@ def quality(model: Any, held_out: TokenBatches, progress: Progress, description:
         "stride": result.stride,
         "predicted_tokens": result.num_tokens,
     }
+
+
+def agreed_plan(plan: PruningPlan) -> PruningPlan:
+    """The first process's plan, in all of them; what a merge needs besides stays each one's own."""
+    return replace(agreed(replace(plan, evidence=None)), evidence=plan.evidence)
 
 
 def cut_copy(decoder: Decoder, dropped: Collection[int]) -> Any:

@@ -19,7 +19,7 @@ import torch
 from secateur.data.examples import Examples
 from secateur.data.task import Task, TaskSettings, calibration_windows
 from secateur.decoder import Decoder, unwrapped
-from secateur.errors import ProofError
+from secateur.errors import ProofError, RequestError
 from secateur.evaluation.intervals import TaskResult, paired_difference
 from secateur.evaluation.memory import PeakMemory
 from secateur.evaluation.tasks import Metric, task_score
@@ -27,11 +27,12 @@ from secateur.loading import autocast_dtype, load_model, load_tokenizer
 from secateur.methods import Method, Run, method_named
 from secateur.methods.gradpruner import GradPruner
 from secateur.plan import PruningPlan, write_json
+from secateur.processes import by_first, sharded
 from secateur.progress import Progress, Silent, duration
 from secateur.report.record import count_parameters, describe_model, directory_size, run_record
 from secateur.request import Pruned, Target, num_to_drop
 from secateur.resumption import open_work, resumable
-from secateur.stages import Stages, add_speed, check_cut, tokens_per_second, write_about, write_and_prove
+from secateur.stages import Stages, add_speed, agreed_plan, check_cut, tokens_per_second, write_about, write_and_prove
 from secateur.surgery.checkpoint import Proof, bypassed_logits, save_checkpoint
 from secateur.surgery.live import remove_layers_
 from secateur.surgery.output import check_output, new_directory
@@ -101,14 +102,13 @@ def tune(
     )  # fmt: skip
     stages = Stages(progress or Silent())
     check_output(out, overwrite=overwrite)
-    work = open_work(out, asked.identity(), resume=resume)
+    work = by_first(lambda: open_work(out, asked.identity(), resume=resume))
     with resumable(work), PeakMemory() as memory:
         with stages.stage("load"):
             decoder, bench = _loaded(asked, stages.progress)
             model, about = decoder.model, describe_model(decoder.model, id=str(source), revision=revision)
         stages.progress.note(_preflight(asked, bench, decoder))
-        work.mkdir(parents=True, exist_ok=True)
-        write_json(work / "request.json", asked.identity())
+        by_first(lambda: _begin(work, asked))
         with stages.stage("measure dense"):
             bench.measure("dense", model, "measuring the dense model on the task")
         if tune_dense:
@@ -120,34 +120,39 @@ def tune(
         stages.progress.note(f"layers dropped: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
         with stages.stage("fine-tune"):
             tuned, training = bench.fine_tune_(model, work / "training")
-        with new_directory(out, overwrite=overwrite) as directory:
-            with stages.stage("prove"):
-                proof, proved = _write_and_prove(asked, bench, tuned, stored, proof_ids, directory, out)
-            with stages.stage("measure pruned"):
-                bench.measure("pruned", proved, "measuring the pruned model on the task")
-                bench.metrics["pruned"]["size_bytes"] = directory_size(directory)
-                if speed:
-                    add_speed(
-                        bench.metrics["dense"], bench.metrics["pruned"], asked.load_model(), proved, stages.progress
-                    )
-            record = run_record(
-                command=command or sys.argv,
-                model=about,
-                method={"name": asked.method.name, "options": asked.method.options()},
-                data=bench.data.describe(),
-                dropped=plan.dropped,
-                scores=plan.scores,
-                preparation=preparation,
-                training={"settings": asdict(asked.tuning), **training},
-                adapter=asked.writes_adapter,
-                proof=dataclasses.asdict(proof),
-                metrics=bench.metrics,
-                comparison=bench.differences(),
-                timings=stages.seconds,
-                peak_memory_bytes=memory.bytes,
-                seed=seed,
-            )
-            write_about(directory, source, plan, record)
+
+        def written() -> tuple[Proof, dict[str, Any]]:
+            with new_directory(out, overwrite=overwrite) as directory:
+                with stages.stage("prove"):
+                    proof, proved = _write_and_prove(asked, bench, tuned, stored, proof_ids, directory, out)
+                with stages.stage("measure pruned"):
+                    bench.measure("pruned", proved, "measuring the pruned model on the task")
+                    bench.metrics["pruned"]["size_bytes"] = directory_size(directory)
+                    if speed:
+                        add_speed(
+                            bench.metrics["dense"], bench.metrics["pruned"], asked.load_model(), proved, stages.progress
+                        )
+                record = run_record(
+                    command=command or sys.argv,
+                    model=about,
+                    method={"name": asked.method.name, "options": asked.method.options()},
+                    data=bench.data.describe(),
+                    dropped=plan.dropped,
+                    scores=plan.scores,
+                    preparation=preparation,
+                    training={"settings": asdict(asked.tuning), **training},
+                    adapter=asked.writes_adapter,
+                    proof=dataclasses.asdict(proof),
+                    metrics=bench.metrics,
+                    comparison=bench.differences(),
+                    timings=stages.seconds,
+                    peak_memory_bytes=memory.bytes,
+                    seed=seed,
+                )
+                write_about(directory, source, plan, record)
+            return proof, record
+
+        proof, record = by_first(written)
     return Pruned(path=Path(out), plan=plan, proof=proof, record=record)
 
 
@@ -249,6 +254,10 @@ def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
     Raises:
         RequestError: if it cannot be fine-tuned or pruned so.
     """
+    if asked.metric == "generation" and sharded():
+        raise RequestError(
+            "texts of different lengths cannot be written by a model in parts (FSDP); choose another --metric, or DDP"
+        )
     tokenizer = load_tokenizer(asked.source, revision=asked.revision, trust_remote_code=asked.trust_remote_code)
     data = asked.task.load(tokenizer, asked.seed)
     decoder = Decoder(asked.load_model())
@@ -259,6 +268,12 @@ def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
     return decoder, _Workbench(
         tokenizer=tokenizer, data=data, rows=rows, tuning=asked.tuning, metric=asked.metric, run=run
     )
+
+
+def _begin(work: Path, asked: _Asked) -> None:
+    """Write down what was asked for."""
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / "request.json", asked.identity())
 
 
 def _preflight(asked: _Asked, bench: _Workbench, decoder: Decoder) -> str:
@@ -299,7 +314,7 @@ def _pruned_start_(
     windows = calibration_windows(bench.data.train, model, bench.tokenizer)
     proof_ids = windows.take(2).input_ids
     start = work / "start"
-    if start.is_dir():
+    if by_first(start.is_dir):
         plan = PruningPlan.load(work / "plan.json")
         remove_layers_(model, plan.dropped)
         weights = load_model(start, device="cpu", trust_remote_code=asked.trust_remote_code).state_dict()
@@ -313,15 +328,21 @@ def _pruned_start_(
     else:
         given = method.given(asked.target.layers, decoder.num_layers)
         plan = method.completed(given, decoder, windows, bench.run)
+    plan = agreed_plan(plan)
     preparation = method.prepare_(decoder, windows, plan, run=bench.run) if method.prepares else {}
     expected = bypassed_logits(decoder, plan.dropped, proof_ids)
     remove_layers_(model, plan.dropped)
     check_cut(bypassed_logits(Decoder(model), (), proof_ids), expected)
+    by_first(lambda: _keep_start(model, bench, plan, preparation, work))
+    return plan, preparation, proof_ids
+
+
+def _keep_start(model: Any, bench: _Workbench, plan: PruningPlan, preparation: dict[str, Any], work: Path) -> None:
+    """Keep the pruned model before its fine-tuning, for a run that is resumed."""
     plan.save(work / "plan.json")
     write_json(work / "preparation.json", preparation)
-    with new_directory(start) as directory:
+    with new_directory(work / "start") as directory:
         save_checkpoint(model, bench.tokenizer, directory)
-    return plan, preparation, proof_ids
 
 
 def _write_and_prove(

@@ -7,18 +7,22 @@ on the way; 130 interrupted. Heavy imports are inside the commands, so that `--h
 from __future__ import annotations
 
 import logging
+import os
 import re
 import signal
 import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from secateur.cli.words import check_settings_files, explained, one_line, refuse_settings_of_others, with_underscores
 from secateur.errors import RequestError, SecateurError
+from secateur.processes import apart, fails_first, is_first, is_of_another, joined, launched
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -44,6 +48,9 @@ COMMANDS = (
 )
 """Each a module here, with `SUMMARY`, `USAGE`, `add_options` and `run`."""
 
+_TOGETHER, _APART = ("score", "prune", "tune", "eval"), ("compare",)
+"""Commands that several processes do together, and those where each does a part of its own."""
+
 _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
 
 
@@ -64,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(error: BaseException, debug: bool) -> int:
-    """Say in one line what happened; the exit code."""
+    """Say in one line what happened, once where several processes end for one reason; the exit code."""
+    if not debug and not fails_first():
+        return 1
     if isinstance(error, KeyboardInterrupt):
         kept = (
             one_line(error) if error.args else "nothing half-written is left; run the same command again to start over"
@@ -78,6 +87,9 @@ def _failed(error: BaseException, debug: bool) -> int:
     if isinstance(error, SecateurError):
         _say(f"error: {one_line(error)}")
         return 2 if isinstance(error, RequestError) else 1
+    if is_of_another(error):
+        _say("error: another process ended; the report of the launcher says which, and how")
+        return 1
     where = "" if debug else f" (details in {_keep_traceback()}; please report it)"
     _say(f"error: {type(error).__name__}: {one_line(error)[:300]}{where}")
     return 1
@@ -127,9 +139,30 @@ def _run(words: list[str]) -> int:
         logger.warning(
             "the Python code that comes with the model is run, with all that you may do here; pin it with --revision"
         )
-    with pickle_allowed(values.pop("allow_pickle", False)):
-        _module(words[0]).run(vars(values), RichProgress(quiet=quiet), ["secateur", *words])
+    allowed = pickle_allowed(values.pop("allow_pickle", False))
+    with allowed, _processes(words[0]), _only_the_first_prints():
+        _module(words[0]).run(vars(values), RichProgress(quiet=quiet or not is_first()), ["secateur", *words])
     return 0
+
+
+def _processes(command: str) -> AbstractContextManager[None]:
+    """The processes of a launcher, if there is one, as this command works in them."""
+    if command in _TOGETHER:
+        return joined()
+    if command in _APART:
+        return apart()
+    if launched():
+        raise RequestError(f"secateur {command} works in one process; run it without the launcher")
+    return nullcontext()
+
+
+@contextmanager
+def _only_the_first_prints() -> Iterator[None]:
+    if is_first():
+        yield
+        return
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def _overview() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_loading, add_seed, print_json
+from secateur.cli.options import add_loading, add_placement, add_seed, placement_of, print_json
 from secateur.cli.words import parse_names
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--task_batch_size", type=int, default=16, help="prompts with an answer per forward pass")
     add_seed(parser, "the examples in the prompts and of sampled answers")
     add_loading(parser)
+    add_placement(parser)
 
 
 def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
@@ -53,6 +54,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         options["models"],
         tasks=() if options["tasks"] is None else parse_names(options["tasks"], "--tasks"),
         **{name: options[name] for name in _AS_THEY_ARE},
+        placement=placement_of(options),
         progress=progress,
     )
     if options["json"]:

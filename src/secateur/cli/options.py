@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.words import parse_amount, parse_increase, parse_layers, parse_ratio
+from secateur.cli.words import parse_amount, parse_increase, parse_layers, parse_memory, parse_ratio
 from secateur.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = [
     "add_loading",
     "add_method",
     "add_out",
+    "add_placement",
     "add_recovery",
     "add_seed",
     "add_target",
@@ -27,6 +28,7 @@ __all__ = [
     "converter_of",
     "loading_of",
     "method_of",
+    "placement_of",
     "print_json",
     "print_pruned",
     "recovery_of",
@@ -51,6 +53,37 @@ def add_loading(parser: ArgumentParser) -> None:
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the weights"
     )
     add_checkpoint(parser)
+
+
+def add_placement(parser: ArgumentParser) -> None:
+    """Where a model goes that is larger than one device."""
+    parser.add_argument(
+        "--device_map", choices=["auto"], help="auto: fill all GPUs, then the CPU's memory, then the disk (one process)"
+    )
+    parser.add_argument("--max_memory", type=str, help="with --device-map, the most of each: 0=70GB,cpu=200GB")
+    parser.add_argument(
+        "--offload_folder", type=str, help="with --device-map, where weights go that are kept on the disk"
+    )
+
+
+def placement_of(options: dict[str, Any]) -> Any:
+    """Where the model goes; None for one device.
+
+    Raises:
+        RequestError: if that makes no sense.
+    """
+    from secateur.loading import Placement
+    from secateur.processes import launched
+
+    if options["device_map"] is None:
+        for name in ("max_memory", "offload_folder"):
+            if options[name] is not None:
+                raise RequestError(f"--{name.replace('_', '-')} has no effect without --device-map auto; add that")
+        return None
+    if launched():
+        raise RequestError("--device-map spreads one process over all devices; run it without the launcher")
+    most = None if options["max_memory"] is None else parse_memory(options["max_memory"], "--max-memory")
+    return Placement(max_memory=most, offload_folder=options["offload_folder"])
 
 
 def add_method(parser: ArgumentParser, *, default: str) -> None:

@@ -49,6 +49,7 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
     from secateur.pipeline import prune
+    from secateur.processes import by_first
     from secateur.surgery.convert import convert_to_gguf
 
     converter = converter_of(options)
@@ -65,5 +66,5 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         command=words,
     )
     if converter:
-        progress.note(f"the same as a GGUF file: {convert_to_gguf(result.path, converter)}")
+        progress.note(f"the same as a GGUF file: {by_first(lambda: convert_to_gguf(result.path, converter))}")
     print_pruned(result, as_json=options["json"])

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_loading, add_method, check_file, loading_of, method_of, print_json, text_of
+from secateur.cli.options import (
+    add_loading,
+    add_method,
+    add_placement,
+    check_file,
+    loading_of,
+    method_of,
+    placement_of,
+    print_json,
+    text_of,
+)
 from secateur.cli.words import parse_amount
 
 if TYPE_CHECKING:
@@ -26,12 +36,14 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--drop", type=str, default="25%", help="how many layers to choose: a count or a share")
     parser.add_argument("--out", type=str, help="write the plan to this JSON file")
     add_loading(parser)
+    add_placement(parser)
 
 
 def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
     from secateur.errors import OutputError
     from secateur.pipeline import score
+    from secateur.processes import is_first
     from secateur.report.console import results_console, score_bars
 
     out = options["out"]
@@ -42,9 +54,10 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         text=text_of(options),
         drop=parse_amount(options["drop"], "--drop"),
         **loading_of(options),
+        placement=placement_of(options),
         progress=progress,
     )
-    if out is not None:
+    if out is not None and is_first():
         try:
             plan.save(out)
         except OSError as error:

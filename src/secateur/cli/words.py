@@ -20,6 +20,7 @@ __all__ = [
     "parse_amount",
     "parse_increase",
     "parse_layers",
+    "parse_memory",
     "parse_names",
     "parse_ratio",
     "parse_sizes",
@@ -207,6 +208,22 @@ def parse_sizes(text: str, option: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"-?[0-9]+", part) for part in parts):
         raise RequestError(f"{option} takes numbers such as 1,4,16, not '{text}'")
     return tuple(int(part) for part in parts)
+
+
+def parse_memory(text: str, option: str) -> dict[int | str, str]:
+    """Device → the most of its memory: `0=70GB,cpu=200GB`.
+
+    Raises:
+        RequestError: if the text is no such list.
+    """
+    found: dict[int | str, str] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+|cpu|mps)\s*=\s*(\d+(?:\.\d+)?\s*[KMGT]i?B)\s*", part, re.IGNORECASE)
+        if match is None:
+            raise RequestError(f"{option} is a list such as 0=70GB,cpu=200GB; '{part}' is not part of one")
+        device = match[1].lower()
+        found[int(device) if device.isdecimal() else device] = match[2].upper().replace("IB", "iB").replace(" ", "")
+    return found
 
 
 def parse_names(text: str, option: str) -> list[str]:

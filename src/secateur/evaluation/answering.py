@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from secateur.errors import RequestError
+from secateur.processes import in_order, own_share
 from secateur.progress import Progress
 
 if TYPE_CHECKING:
@@ -52,17 +53,19 @@ def answering(
             self._left -= rows
             self._advance(rows)
 
+        def _answers(self, answer: Callable[..., Any], requests: Any, disable_tqdm: bool) -> Any:
+            own = own_share(requests)
+            with self._step(own):
+                return in_order(answer(own, disable_tqdm=disable_tqdm) if own else [], len(requests))
+
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            with self._step(requests):
-                return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            return self._answers(super().loglikelihood, requests, disable_tqdm)
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            with self._step(requests):
-                return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            return self._answers(super().loglikelihood_rolling, requests, disable_tqdm)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            with self._step(requests):
-                return super().generate_until(requests, disable_tqdm=disable_tqdm)
+            return self._answers(super().generate_until, requests, disable_tqdm)
 
         # Without bars of its own, also where `loglikelihood_rolling` asks for them.
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None) -> Any:  # noqa: ARG002

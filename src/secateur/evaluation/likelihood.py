@@ -16,6 +16,7 @@ from secateur.data.prompts import Encoded, context_length, encode_pairs, padded
 from secateur.decoder import unwrapped
 from secateur.errors import RequestError
 from secateur.evaluation.inference import inference, input_device
+from secateur.processes import share_out
 from secateur.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -82,17 +83,19 @@ def log_likelihoods(
     for index, pair in enumerate(encoded):
         sharing.setdefault((*pair.context, *pair.completion[:-1]), []).append(index)
     sequences = sorted(sharing, key=len, reverse=True)  # longest first: memory runs out at once or not at all
+    batches = [
+        {sequence: sharing[sequence] for sequence in sequences[start : start + batch_size]}
+        for start in range(0, len(sequences), batch_size)
+    ]
     nats = [math.nan] * len(pairs)
     with (
         inference(model),
         autocast(model, precision),
         (progress or _SILENT).track(description, len(sequences)) as advance,
     ):
-        for start in range(0, len(sequences), batch_size):
-            batch = {sequence: sharing[sequence] for sequence in sequences[start : start + batch_size]}
-            for index, value in _batch_nats(model, batch, encoded):
+        for scored in share_out(lambda batch: list(_batch_nats(model, batch, encoded)), batches, advance, size=len):
+            for index, value in scored:
                 nats[index] = value
-            advance(len(batch))
     return [
         LogLikelihood(nats=value, num_tokens=len(pair.completion), cut=pair.cut)
         for value, pair in zip(nats, encoded, strict=True)

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from secateur.errors import DataError
 from secateur.evaluation.inference import inference, input_device
+from secateur.processes import share_out
 from secateur.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -75,15 +76,18 @@ def perplexity(
     """
     if batches.sequence_length < 2:
         raise DataError(f"nothing to predict in windows of {batches.sequence_length} token; choose 2 tokens or more")
-    scored: list[Tensor] = []  # one a batch, (batch, 2)
+    device = input_device(model)
+
+    def score(numbered: tuple[int, Tensor]) -> Tensor:
+        number, input_ids = numbered  # (batch, tokens)
+        logits = model(input_ids=input_ids.to(device), use_cache=False).logits  # (batch, tokens, vocab)
+        known = [max(batches.overlap, 1)] * len(input_ids)  # tokens at the start that are not predicted
+        known[0] = known[0] if number else 1
+        return _window_nll(logits, input_ids.to(logits.device), known)
+
     with inference(model), progress.track(description, batches.num_sequences) as advance:
-        device = input_device(model)
-        for input_ids in batches:  # (batch, tokens)
-            logits = model(input_ids=input_ids.to(device), use_cache=False).logits  # (batch, tokens, vocab)
-            known = [max(batches.overlap, 1)] * len(input_ids)  # tokens at the start that are not predicted
-            known[0] = known[0] if scored else 1
-            scored.append(_window_nll(logits, input_ids.to(logits.device), known))
-            advance(len(input_ids))
+        numbered = list(enumerate(batches))
+        scored = share_out(score, numbered, advance, size=lambda item: len(item[1]))  # one a batch, (batch, 2)
     return _result(torch.cat(scored), batches)
 
 

@@ -21,6 +21,7 @@ from secateur.evaluation.inference import inference, input_device
 from secateur.evaluation.intervals import TaskResult, Z, at_least_one, influence, standard_error
 from secateur.evaluation.likelihood import autocast
 from secateur.loading import quiet_transformers
+from secateur.processes import share_out
 from secateur.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -114,23 +115,30 @@ def _continuations(
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     texts = [""] * len(prompts)
     inner = unwrapped(model)  # a wrapper of peft would give it these settings, and not take them back
+
+    def write(batch: list[int]) -> list[tuple[int, str]]:
+        input_ids, mask = padded([encoded[index].context for index in batch], left=True)  # (batch, tokens)
+        device = input_device(model)
+        output = model.generate(
+            input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=settings
+        )  # (batch, tokens and new tokens)
+        rows = output[:, input_ids.shape[1] :].tolist()
+        written = [row[: next((place for place, token in enumerate(row) if token in ends), len(row))] for row in rows]
+        return [
+            (index, str(tokenizer.decode(row, skip_special_tokens=True)))
+            for index, row in zip(batch, written, strict=True)
+        ]
+
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     with (
         inference(model),
         autocast(model, precision),
         settings_lent(inner, settings),
         progress.track("writing continuations", len(prompts)) as advance,
     ):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            input_ids, mask = padded([encoded[index].context for index in batch], left=True)  # (batch, tokens)
-            device = input_device(model)
-            output = model.generate(
-                input_ids=input_ids.to(device), attention_mask=mask.to(device), generation_config=settings
-            )  # (batch, tokens and new tokens)
-            for index, row in zip(batch, output[:, input_ids.shape[1] :].tolist(), strict=True):
-                written = row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
-                texts[index] = str(tokenizer.decode(written, skip_special_tokens=True))
-            advance(len(batch))
+        for pairs in share_out(write, batches, advance, size=len):
+            for index, text in pairs:
+                texts[index] = text
     return texts, sum(item.cut for item in encoded)
 
 

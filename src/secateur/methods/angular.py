@@ -30,6 +30,7 @@ from secateur.decoder import Decoder
 from secateur.errors import RunError
 from secateur.methods.base import Method, Run, measuring
 from secateur.plan import LayerScores, PruningPlan
+from secateur.processes import share_out
 from secateur.settings import check_at_least
 
 __all__ = ["Angular", "block_distances"]
@@ -44,6 +45,7 @@ class Angular(Method):
 
     name: ClassVar[str] = "angular"
     paper: ClassVar[str] = "arXiv 2403.17887"
+    only_runs: ClassVar[bool] = True
 
     tokens: Literal["last", "all"] = "last"
     """Which tokens of a window are looked at: the last as published, or all."""
@@ -85,23 +87,24 @@ def block_distances(decoder: Decoder, data: TokenBatches, tokens: Literal["last"
     """
     num_layers = decoder.num_layers
     layers = range(num_layers)
-    total = torch.zeros(
-        num_layers + 1, num_layers + 1, dtype=torch.float64
-    )  # by the depths between which an angle lies
-    counted = 0
+
+    def angles(input_ids: Tensor) -> Tensor:
+        """Summed over a batch, by the depths between which they lie: (layers + 1, layers + 1)."""
+        with decoder.capture(layers) as seen:
+            decoder.body(input_ids)
+        streams = [*(seen.inputs[layer] for layer in layers), seen.outputs[num_layers - 1]]
+        streams = [stream[:, -1] if tokens == "last" else stream.flatten(0, 1) for stream in streams]
+        total = torch.zeros(num_layers + 1, num_layers + 1, dtype=torch.float64)
+        for parts in zip(*(torch.split(stream, _TOKENS_AT_ONCE) for stream in streams), strict=True):
+            together = torch.stack([part.to(decoder.device).double() for part in parts])
+            unit = functional.normalize(together, dim=-1)  # (layers + 1, tokens, hidden)
+            cosine = torch.einsum("ith,jth->ijt", unit, unit).clamp(-1, 1)
+            total += cosine.arccos().sum(dim=-1).cpu() / math.pi
+        return total
+
     with run.progress.track("measuring the angle of every block", len(data)) as advance, measuring(decoder, run):
-        for input_ids in data:
-            with decoder.capture(layers) as seen:
-                decoder.body(input_ids)
-            streams = [*(seen.inputs[layer] for layer in layers), seen.outputs[num_layers - 1]]
-            streams = [stream[:, -1] if tokens == "last" else stream.flatten(0, 1) for stream in streams]
-            for parts in zip(*(torch.split(stream, _TOKENS_AT_ONCE) for stream in streams), strict=True):
-                together = torch.stack([part.to(decoder.device).double() for part in parts])
-                unit = functional.normalize(together, dim=-1)  # (layers + 1, tokens, hidden)
-                cosine = torch.einsum("ith,jth->ijt", unit, unit).clamp(-1, 1)
-                total += cosine.arccos().sum(dim=-1).cpu() / math.pi
-            counted += len(streams[0])
-            advance(1)
+        total = torch.stack(share_out(angles, list(data), advance)).sum(dim=0)
+    counted = data.num_sequences if tokens == "last" else data.num_tokens
     if not torch.isfinite(total).all():
         raise RunError("cannot measure angles: the model's activations are not finite; load it with --dtype float32")
     distances = torch.full((num_layers, num_layers - 1), math.nan, dtype=torch.float64)

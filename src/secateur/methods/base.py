@@ -16,6 +16,7 @@ from secateur.data import TokenBatches
 from secateur.decoder import Decoder, evaluating
 from secateur.errors import RequestError
 from secateur.plan import LayerScores, PruningPlan
+from secateur.processes import share_out
 from secateur.progress import Progress, Silent
 from secateur.step import Step
 
@@ -84,6 +85,9 @@ class Method(ABC):
 
     nested: ClassVar[bool] = False
     """Whether the order of a plan begins with the order of each smaller one, so that one choice serves every number of layers."""
+
+    only_runs: ClassVar[bool] = False
+    """Whether choosing runs the model forward and no more, and never looks at a weight or a gradient: layers may be offloaded."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -208,11 +212,12 @@ def next_token_loss(logits: Tensor, input_ids: Tensor) -> Tensor:
 
 def calibration_loss(decoder: Decoder, data: TokenBatches, run: Run) -> float:
     """Mean next-token cross-entropy of the model as it is now on all of `data`, in nats."""
-    total = 0.0
+
+    def windows_loss(input_ids: Tensor) -> float:
+        return next_token_loss(decoder.logits(input_ids), input_ids).item() * len(input_ids)
+
     with measuring(decoder, run):
-        for input_ids in data:
-            total += next_token_loss(decoder.logits(input_ids), input_ids).item() * len(input_ids)
-    return total / data.num_sequences
+        return sum(share_out(windows_loss, list(data))) / data.num_sequences
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from secateur.decoder import Decoder, GateKind, evaluating
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.methods.base import Run, Step, calibration_loss, next_token_loss
 from secateur.methods.sleb import removal_losses
+from secateur.processes import count, share_out
 from secateur.settings import check_above_zero, check_at_least
 
 __all__ = ["Choice", "GateLearning", "choose_layers", "on_budget"]
@@ -196,12 +197,15 @@ def _learn(
     optimizer = torch.optim.Adam([gates], lr=settings.gate_learning_rate)
     batches = list(data)
     slopes = torch.zeros(decoder.num_layers)
+
+    def batch_slopes(input_ids: Tensor) -> Tensor:
+        share = len(input_ids) / data.num_sequences if settings.fixed_batch else 1.0
+        return share * _slopes(decoder, input_ids, gates, active, settings, run)
+
     for step in range(steps):
-        slopes = torch.zeros(decoder.num_layers)
-        for input_ids in batches if settings.fixed_batch else [batches[step % len(batches)]]:
-            share = len(input_ids) / data.num_sequences if settings.fixed_batch else 1.0
-            with decoder.bypass(bypassed):
-                slopes += share * _slopes(decoder, input_ids, gates, active, settings, run)
+        seen = batches if settings.fixed_batch else [batches[step % len(batches)]]
+        with decoder.bypass(bypassed):
+            slopes = sum(share_out(batch_slopes, seen), torch.zeros(decoder.num_layers))
         optimizer.zero_grad()
         pressure = torch.zeros_like(slopes)
         pressure[list(active)] = settings.lambda_1 * gates.detach()[list(active)].sign()
@@ -228,6 +232,18 @@ def _slopes(
     return slopes
 
 
+def _slopes_by_row(decoder: Decoder, input_ids: Tensor, gates: Tensor, settings: GateLearning, run: Run) -> Tensor:
+    """`∂L/∂gates` of each row's own loss, of gates (layers, rows): each process takes some of the rows."""
+    parts = torch.arange(len(input_ids)).tensor_split(min(count(), len(input_ids)))
+
+    def slopes(rows: Tensor) -> Tensor:
+        chosen = gates.detach()[:, rows].requires_grad_(True)
+        # The loss is a mean over rows, each with gates of its own: times their number it is a slope a row.
+        return len(rows) * _slopes(decoder, input_ids[rows], chosen, range(decoder.num_layers), settings, run)
+
+    return torch.cat(share_out(slopes, parts), dim=1)
+
+
 # ---- joint, under a budget ---------------------------------------------------------------------------------------------
 
 
@@ -244,8 +260,7 @@ def _jointly(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLear
         for step in range(steps):
             input_ids = rows[torch.arange(step * _ROWS_PER_STEP, (step + 1) * _ROWS_PER_STEP) % len(rows)]
             gates, uniform = _draw(weights, len(input_ids), settings.explore, generator)
-            # The loss is a mean over rows, each with gates of its own: times their number it is a slope a row.
-            cost = -len(input_ids) * _slopes(decoder, input_ids, gates, range(num_layers), settings, run)
+            cost = -_slopes_by_row(decoder, input_ids, gates, settings, run)
             cost_sum = _MEMORY * cost_sum + (cost.clamp(-_LARGEST_COST[0], _LARGEST_COST[0]) * uniform).sum(dim=1)
             cost_count = _MEMORY * cost_count + uniform.sum(dim=1)
             costs = cost_sum / cost_count.clamp(min=1e-3)

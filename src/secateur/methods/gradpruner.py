@@ -27,6 +27,7 @@ from secateur.surgery.merge import Merge, check_keep, highest_merged, merge_laye
 from secateur.training.igia import Reduction
 from secateur.training.rows import Rows, rows_of_windows
 from secateur.training.scoring import Scoring, score_layers
+from secateur.training.trainer import rows_at_once
 
 __all__ = ["GradPruner"]
 
@@ -159,7 +160,7 @@ class GradPruner(Scoring, Method):
             prepare_tokens=1.6 * data.num_tokens if self.absorb else 0.0,
             choosing=Step(
                 trains="full" if full else "lora",
-                sequences=self.scoring_batch,
+                sequences=rows_at_once(self.scoring_batch, self.scoring_batch),
                 lora_rank=self.scoring_rank,
                 trained_copies=1.0 if full else steps * float(self._merges_any()),  # squares, or every step's factors
                 copies=float(full),  # the weights that come back

@@ -35,6 +35,7 @@ from secateur.decoder import Decoder
 from secateur.errors import RequestError, RunError, UnsupportedModelError
 from secateur.methods.base import Cost, Method, Run, Step, measuring
 from secateur.plan import LayerScores, PruningPlan
+from secateur.processes import in_order, own_share
 from secateur.settings import check_above_zero, check_at_least
 from secateur.surgery.folding import Fold, folds_of
 from secateur.surgery.folding import fold as fold_weights
@@ -226,11 +227,11 @@ def _similarity(
         functional.cosine_similarity(one.double(), other.double(), dim=-1)
         for one, other in zip(dense, found, strict=True)
     ]
-    return torch.cat(cosines).mean().item()
+    return torch.cat(in_order(cosines, len(data))).mean().item()
 
 
 def _representations(decoder: Decoder, data: TokenBatches, run: Run) -> list[Tensor]:
-    """What enters the language-model head, (batch, tokens · hidden) a batch, on the CPU.
+    """What enters the language-model head, (batch, tokens · hidden) a batch of this process's share, on the CPU.
 
     Mixed precision begins anew each time: within one autocast the old weights would be remembered.
     """
@@ -240,7 +241,7 @@ def _representations(decoder: Decoder, data: TokenBatches, run: Run) -> list[Ten
     )
     try:
         with measuring(decoder, run):
-            for input_ids in data:
+            for input_ids in own_share(list(data)):
                 decoder.logits(input_ids)
     finally:
         see.remove()

@@ -22,6 +22,7 @@ class Random(Method):
     name: ClassVar[str] = "random"
     paper: ClassVar[str] = "a seeded draw"
     nested: ClassVar[bool] = True
+    only_runs: ClassVar[bool] = True
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:  # noqa: ARG002
         """Score each layer by its place in a random permutation, and drop the lowest."""

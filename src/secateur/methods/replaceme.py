@@ -42,6 +42,7 @@ class ReplaceMe(Method):
     name: ClassVar[str] = "replaceme"
     paper: ClassVar[str] = "arXiv 2505.02819"
     prepares: ClassVar[bool] = True
+    only_runs: ClassVar[bool] = True
 
     layers_by: Literal["angular", "shortgpt", "sleb"] = "angular"
     """Who chooses the layers, with the settings that method has by default."""

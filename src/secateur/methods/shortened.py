@@ -37,6 +37,7 @@ from secateur.errors import RunError
 from secateur.methods.base import Cost, Method, Run, Step, next_token_loss
 from secateur.methods.sleb import removal_losses
 from secateur.plan import LayerScores, PruningPlan
+from secateur.processes import count, own_share, summed_
 from secateur.settings import check_above_zero, check_at_least
 
 __all__ = ["ShortenedPPL", "ShortenedTaylor"]
@@ -49,6 +50,7 @@ class ShortenedPPL(Method):
     name: ClassVar[str] = "shortened-ppl"
     paper: ClassVar[str] = "arXiv 2402.02834"
     nested: ClassVar[bool] = True
+    only_runs: ClassVar[bool] = True
 
     sequences: int | None = 10
     """Calibration windows to measure the loss on; all of them if null."""
@@ -125,13 +127,16 @@ def _taylor_terms(decoder: Decoder, data: TokenBatches, run: Run) -> list[float]
         run.progress.track("taking the gradient of the loss", len(data)) as advance,
         _gradients_of_layers(decoder),
     ):
-        for input_ids in data:
+        for input_ids in own_share(list(data)):
             with run.autocast(decoder):
                 loss = next_token_loss(decoder.logits(input_ids), input_ids)
             if not math.isfinite(loss.item()):
                 raise RunError(f"the loss is {loss.item()}, so it has no gradient; try fp32 precision or other text")
             (loss * (len(input_ids) / data.num_sequences)).backward()  # type: ignore[no-untyped-call]
             advance(1)
+        for weight in decoder.layers.parameters() if count() > 1 else ():
+            # A process that had no batch has no gradient, and must give one all the same.
+            weight.grad = summed_(torch.zeros_like(weight) if weight.grad is None else weight.grad)
         return [
             sum(
                 (weight.detach().float() * weight.grad.float()).abs().sum(dtype=torch.float64).item()

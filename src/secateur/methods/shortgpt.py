@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.methods.base import Method, Run, measuring
 from secateur.plan import LayerScores, PruningPlan
+from secateur.processes import share_out
 
 __all__ = ["ShortGPT"]
 
@@ -27,21 +29,23 @@ class ShortGPT(Method):
     name: ClassVar[str] = "shortgpt"
     paper: ClassVar[str] = "arXiv 2403.03853"
     nested: ClassVar[bool] = True
+    only_runs: ClassVar[bool] = True
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Measure every layer's influence in one pass over the calibration tokens, and drop the lowest."""
         run = run or Run()
         layers = range(decoder.num_layers)
-        similarity = torch.zeros(decoder.num_layers, dtype=torch.float64)
+
+        def cosines(input_ids: Tensor) -> Tensor:
+            """The cosines of every layer, summed over a batch: (layers,)."""
+            with decoder.capture(layers) as seen:
+                decoder.logits(input_ids)
+            pairs = ((seen.inputs[layer].float(), seen.outputs[layer].float()) for layer in layers)
+            each = (functional.cosine_similarity(*pair, dim=-1) for pair in pairs)  # (batch, tokens)
+            return torch.stack([cosine.double().sum().cpu() for cosine in each])
+
         with run.progress.track("measuring each layer's influence", len(data)) as advance, measuring(decoder, run):
-            for input_ids in data:
-                with decoder.capture(layers) as seen:
-                    decoder.logits(input_ids)
-                for layer in layers:
-                    cosine = functional.cosine_similarity(
-                        seen.inputs[layer].float(), seen.outputs[layer].float(), dim=-1
-                    )
-                    similarity[layer] += cosine.double().sum().cpu()  # (batch, tokens) → 1
-                advance(1)
+            parts = share_out(cosines, list(data), advance)
+        similarity = sum(parts, torch.zeros(decoder.num_layers, dtype=torch.float64))
         scores = LayerScores(tuple((1 - similarity / data.num_tokens).tolist()), self.name)
         return self._planned(scores.lowest(drop), scores)

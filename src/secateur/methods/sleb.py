@@ -19,6 +19,7 @@ from secateur.decoder import Decoder
 from secateur.errors import RunError
 from secateur.methods.base import Cost, Method, Run, measuring, next_token_loss
 from secateur.plan import LayerScores, PruningPlan
+from secateur.processes import share_out
 from secateur.settings import check_above_zero
 
 __all__ = ["Sleb", "removal_losses"]
@@ -31,6 +32,7 @@ class Sleb(Method):
     name: ClassVar[str] = "sleb"
     paper: ClassVar[str] = "arXiv 2402.09025"
     nested: ClassVar[bool] = True
+    only_runs: ClassVar[bool] = True
 
     sequences: int | None = 8
     """Calibration windows to measure the loss on; all of them if null."""
@@ -78,18 +80,23 @@ def removal_losses(
 
     Memory: the activations before one layer, for one batch.
     """
-    totals = dict.fromkeys(sorted(candidates), 0.0)
+    layers = sorted(candidates)
+
+    def without_each(input_ids: Tensor) -> list[float]:
+        """The loss of a batch without each candidate, times its windows."""
+        losses = []
+        hidden: Tensor | None = None
+        position = 0
+        for candidate in layers:
+            hidden = _advance_to(decoder, input_ids, hidden, position, candidate, dropped)
+            position = candidate
+            with decoder.start_at(candidate, hidden), decoder.bypass({*dropped, candidate}):
+                losses.append(next_token_loss(decoder.logits(input_ids), input_ids).item() * len(input_ids))
+        return losses
+
     with measuring(decoder, run):
-        for input_ids in data:
-            hidden: Tensor | None = None
-            position = 0
-            for candidate in totals:
-                hidden = _advance_to(decoder, input_ids, hidden, position, candidate, dropped)
-                position = candidate
-                with decoder.start_at(candidate, hidden), decoder.bypass({*dropped, candidate}):
-                    loss = next_token_loss(decoder.logits(input_ids), input_ids).item()
-                totals[candidate] += loss * len(input_ids)
-                advance(1)
+        batches = share_out(without_each, list(data), advance, size=lambda _: len(layers))
+    totals = dict(zip(layers, map(sum, zip(*batches, strict=True)), strict=True))
     return {layer: total / data.num_sequences if math.isfinite(total) else math.inf for layer, total in totals.items()}
 
 

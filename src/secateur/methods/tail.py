@@ -40,6 +40,7 @@ class Tail(Method):
     name: ClassVar[str] = "tail"
     paper: ClassVar[str] = "arXiv 2411.15558"
     nested: ClassVar[bool] = True
+    only_runs: ClassVar[bool] = True
 
     keep_last: int = 0
     """Layers at the very end that stay: none as published, 1 spares the final one; fewer where drop leaves fewer."""

@@ -15,6 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.processes import launched, num_launched
+
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
@@ -106,6 +108,7 @@ def run_record(
         "timings": {} if timings is None else timings,
         "peak_memory_bytes": peak_memory_bytes,
         "seed": seed,
+        **({"processes": num_launched()} if launched() else {}),
         "versions": versions(),
     }
     plain: dict[str, Any] = _redacted(record)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder, evaluating
 from secateur.errors import RunError, UnsupportedModelError
+from secateur.processes import own_share, summed_
 from secateur.progress import Progress, Silent
 
 __all__ = ["AbsorbForm", "absorb_", "runs"]
@@ -104,25 +105,28 @@ def absorb_(
     todo = runs(dropped)
     projections = {first: _find_projection(decoder, first - 1) for first, _ in todo if first > 0}
     report: list[dict[str, Any]] = []
+    own = own_share(range(len(batches)))
     dense, student = _Stream(decoder, batches, precision), _Stream(decoder, batches, precision)
     with (
         _restoring(projections.values()),
-        (progress or Silent()).track("absorbing the removed layers", len(projections) * len(batches)) as advance,
+        (progress or Silent()).track("absorbing the removed layers", len(projections) * len(own)) as advance,
     ):
         for first, last in todo:
             if first == 0:
                 report.append({"layers": [first, last], "into": None})
                 continue
             target = projections[first]
-            fit, held_out = _Sums(), _Sums()  # the second is to choose α on
+            fit, held_out = _Sums.of(target, form), _Sums.of(target, form)  # the second is to choose α on
             to_fit = len(batches) - (len(batches) // 8 if alpha is None else 0)
-            for number in range(len(batches)):
+            for number in own:
                 wanted, _ = dense.after(number, last, ())
                 stream, features = student.after(number, first - 1, dropped, target, form)
                 (fit if number < to_fit else held_out).add(features, wanted, stream)
                 advance(1)
             dense.settle()
             student.settle()
+            fit.gather_()
+            held_out.gather_()
             report.append({"layers": [first, last], "into": first - 1, **_solve_(target, fit, held_out, form, alpha)})
     return report
 
@@ -136,7 +140,8 @@ class _Stream:
     def __init__(self, decoder: Decoder, batches: TokenBatches, precision: torch.dtype | None) -> None:
         self.decoder, self.precision = decoder, precision
         self.batches = list(batches)
-        self.layer, self.hidden = 0, [None] * len(self.batches)  # type: int, list[Tensor | None]
+        self.layer = 0
+        self.hidden: dict[int, Tensor] = {}  # by the number of the batch, of those that are this process's
         self._next: dict[int, Tensor] = {}
         self._next_layer = 0
 
@@ -159,7 +164,7 @@ class _Stream:
                 torch.autocast(device, self.precision or torch.bfloat16, enabled=self.precision is not None)
             )
             stack.enter_context(self.decoder.bypass({*(skip for skip in skipped if skip < layer), *behind}))
-            if (hidden := self.hidden[number]) is not None:
+            if (hidden := self.hidden.get(number)) is not None:
                 stack.enter_context(self.decoder.start_at(self.layer, hidden.to(self.decoder.device)))
             if target is not None:
                 see = target.module.register_forward_hook(
@@ -173,32 +178,50 @@ class _Stream:
 
     def settle(self) -> None:
         """Go on from the layer last asked for, next time."""
-        self.layer, self.hidden = self._next_layer, [self._next[number] for number in range(len(self.batches))]
+        self.layer, self.hidden = self._next_layer, dict(self._next)
 
 
+@dataclass
 class _Sums:
     """Weighted normal equations of the regression of `wanted − stream` on `features`, in float64."""
 
-    def __init__(self) -> None:
-        self.gram: Any = 0
-        self.cross: Any = 0
-        self.residual = self.scale = 0.0
+    gram: Tensor  # (features, features)
+    cross: Tensor  # (features, hidden)
+    residual: float = 0.0
+    scale: float = 0.0
+
+    @classmethod
+    def of(cls, target: _Projection, form: AbsorbForm) -> _Sums:
+        """Nothing yet, for a projection whose output, or input, the regression is on."""
+        hidden, inner = target.weight.shape
+        width = hidden if form == "map" else inner
+        device = target.weight.device
+        return cls(
+            torch.zeros(width, width, dtype=torch.float64, device=device),
+            torch.zeros(width, hidden, dtype=torch.float64, device=device),
+        )
 
     def add(self, features: Tensor, wanted: Tensor, stream: Tensor) -> None:
         x = wanted.flatten(0, 1).double()  # (tokens, hidden)
         root = x.square().mean(dim=1, keepdim=True).clamp(min=1e-12).rsqrt()  # of the token's weight 1 / mean(X²)
         a = root * features.reshape(-1, features.shape[-1]).double()  # (tokens, features)
         d = root * (x - stream.flatten(0, 1).double())  # (tokens, hidden)
-        self.gram = self.gram + a.T @ a
-        self.cross = self.cross + a.T @ d
+        self.gram += a.T @ a
+        self.cross += a.T @ d
         self.residual += d.square().sum().item()
         self.scale += (root * x).square().sum().item()
 
     def plus(self, other: _Sums) -> _Sums:
-        total = _Sums()
-        total.gram, total.cross = self.gram + other.gram, self.cross + other.cross
-        total.residual, total.scale = self.residual + other.residual, self.scale + other.scale
-        return total
+        return _Sums(
+            self.gram + other.gram, self.cross + other.cross, self.residual + other.residual, self.scale + other.scale
+        )
+
+    def gather_(self) -> None:
+        """The sums of all processes."""
+        summed_(self.gram)
+        summed_(self.cross)
+        both = summed_(torch.tensor([self.residual, self.scale], dtype=torch.float64, device=self.gram.device))
+        self.residual, self.scale = both.tolist()
 
     def ridge(self, alpha: float) -> Tensor:
         """`(AᵀA + α·s·1)⁻¹ AᵀD`, (features, hidden)."""

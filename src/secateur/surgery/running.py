@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur.decoder import Decoder
 from secateur.errors import ModelError
-from secateur.loading import load_model
+from secateur.loading import Placement, load_model
 from secateur.surgery.checkpoint import bypassed_logits, cache_gap, tolerance
 
 __all__ = ["Outcome", "on_disk", "run_pair"]
@@ -94,8 +94,8 @@ def run_pair(
     with tempfile.TemporaryDirectory(prefix="secateur-") as scratch:
 
         def opened(folder: Path) -> Decoder:
-            where = on_disk(model, path, Path(scratch, folder.name)) if from_disk else {}
-            return Decoder(load_model(folder, **common, **where))
+            where = on_disk(model, path, Path(scratch, folder.name)) if from_disk else None
+            return Decoder(load_model(folder, **common, placement=where))
 
         expected = None
         if dropped is not None:
@@ -123,7 +123,7 @@ def run_pair(
         )
 
 
-def on_disk(model: nn.Module, path: str, scratch: Path) -> dict[str, Any]:
+def on_disk(model: nn.Module, path: str, scratch: Path) -> Placement:
     """How `load_model` leaves the layers on the disk: each is read when it is its turn, and let go after it.
 
     Args:
@@ -141,7 +141,7 @@ def on_disk(model: nn.Module, path: str, scratch: Path) -> dict[str, Any]:
         ]
         places |= {f"{before}{name}": "cpu" for name, _ in beside if name != part}
         parent, before = parent.get_submodule(part), f"{before}{part}."
-    return {"device_map": places | {path: "disk"}, "offload_folder": scratch}
+    return Placement(device_map=places | {path: "disk"}, offload_folder=scratch)
 
 
 def _prompt(configs: Collection[Any], tokens: int) -> Tensor:

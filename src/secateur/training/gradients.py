@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import RequestError
 from secateur.training.lora import linear_weights
+from secateur.training.sharding import whole
 
 __all__ = ["WeightGradients", "full_weights", "low_rank_weights"]
 
@@ -172,10 +173,7 @@ def full_weights(layer: int, module: nn.Module, keep: bool) -> Iterator[WeightGr
 
 def _gradient(parameter: Any) -> Tensor | None:
     """The gradient as one tensor, also where FSDP keeps a part on each process."""
-    gradient = parameter.grad
-    whole = getattr(gradient, "full_tensor", None)
-    result: Tensor | None = gradient if whole is None else whole()
-    return result
+    return None if parameter.grad is None else whole(parameter.grad)
 
 
 def _wide(tensor: Tensor) -> Tensor:

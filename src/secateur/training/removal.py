@@ -26,15 +26,24 @@ from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from secateur.data import TokenBatches
-from secateur.decoder import Activations, Decoder
+from secateur.decoder import Activations, Decoder, unwrapped
 from secateur.errors import TrainingDivergedError
+from secateur.processes import summed_
 from secateur.progress import Progress, Silent
 from secateur.settings import check_above_zero, check_at_least, check_divides, check_shares
 from secateur.step import Step
 from secateur.training.distillation import distillation_loss
 from secateur.training.lora import attach_lora
 from secateur.training.partial import train_last_
-from secateur.training.trainer import Advance, check_trainer_options, given_back, training_arguments
+from secateur.training.sharding import back_in_parts_, in_parts, own_part
+from secateur.training.trainer import (
+    Advance,
+    check_trainer_options,
+    given_back,
+    mean_of_processes,
+    rows_at_once,
+    training_arguments,
+)
 
 __all__ = ["RemovalTraining", "identity_penalty", "removal_arguments", "train_towards_removal_"]
 
@@ -115,11 +124,15 @@ class RemovalTraining:
         check_divides(self, "micro_batch", "sequences_per_step")
 
     def step(self, *, without: int) -> Step:
-        """What a step takes, with `without` layers that do not run. The last good weights are kept beside what is trained."""
+        """What a step takes, with `without` layers that do not run. The last good weights are kept beside what is trained.
+
+        Raises:
+            RequestError: if several processes cannot have equal shares of a step.
+        """
         checkpointing = any(self.trainer.get(f"{name}_checkpointing") for name in ("gradient", "activation"))
         return Step(
             trains=self.train,
-            sequences=self.micro_batch or self.sequences_per_step,
+            sequences=rows_at_once(self.sequences_per_step, self.micro_batch or self.sequences_per_step),
             without=without,
             teacher=self.distil > 0,
             checkpointing=checkpointing,
@@ -196,11 +209,13 @@ def train_towards_removal_(
         with (
             given_back(decoder.model, checkpointing=bool(arguments.gradient_checkpointing)),
             _trainable(decoder, dropped, settings, seed) as model,
+            in_parts(model) as given,
         ):
             trainer = _RemovalTrainer(
-                model=model, args=arguments, train_dataset=[{"input_ids": row} for row in batches.input_ids],
+                model=given, args=arguments, train_dataset=[{"input_ids": row} for row in batches.input_ids],
                 data_collator=lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])},
-                decoder=decoder, dropped=dropped, settings=settings, teacher=teacher,
+                decoder=decoder if given is model else Decoder(unwrapped(given)), dropped=dropped, settings=settings,
+                teacher=teacher,
             )  # fmt: skip
             with (progress or Silent()).track(description, arguments.max_steps) as advance:
                 trainer.add_callback(Advance(advance))
@@ -240,7 +255,7 @@ class _RemovalTrainer(Trainer):  # type: ignore[misc]
             teacher.to(self.args.device)
         self.losses: list[dict[str, float]] = []
         self._seen = Activations()
-        self._keep_good_weights()
+        self._good: list[Tensor] = []  # none before the first step, which changes nothing until its loss is known
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch, forward and backward, with the layers that go gated as far as they have faded."""
@@ -294,16 +309,18 @@ class _RemovalTrainer(Trainer):  # type: ignore[misc]
     # ---- guarding against a loss that is not finite ---------------------------------------------------------------------
 
     def _record(self, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
-        if not torch.isfinite(loss):
-            self._give_up(f"the loss became {loss.item()} at step {self.state.global_step + 1}")
+        values = mean_of_processes({"loss": loss, **parts})  # not finite in one is not finite in all: all give up
+        if not math.isfinite(values["loss"]):
+            self._give_up(f"the loss became {values['loss']} at step {self.state.global_step + 1}")
         if not self.losses or self.losses[-1]["step"] != self.state.global_step:
             if self.state.global_step % max(1, self.args.max_steps // 8) == 0:
                 self._keep_good_weights()
-            values = {name: part.item() for name, part in parts.items()}
-            self.losses.append({"step": self.state.global_step, "loss": loss.item(), **values})
+            self.losses.append({"step": self.state.global_step, **values})
 
-    def _trained(self) -> Iterator[nn.Parameter]:
-        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+    def _trained(self) -> Iterator[Tensor]:
+        """The weights that are trained, or this process's part of them."""
+        back_in_parts_(self.model)
+        return (own_part(parameter) for parameter in self.model.parameters() if parameter.requires_grad)
 
     def _keep_good_weights(self) -> None:
         """Weights that just gave a finite loss; kept in the CPU's memory."""
@@ -311,7 +328,7 @@ class _RemovalTrainer(Trainer):  # type: ignore[misc]
 
     def _give_up(self, what: str) -> None:
         with torch.no_grad():
-            for parameter, good in zip(self._trained(), self._good, strict=True):
+            for parameter, good in zip(self._trained(), self._good, strict=bool(self._good)):
                 parameter.copy_(good)
         penalty = f"a lower lambda_2 (now {self.settings.lambda_2:g}), " if self.settings.lambda_2 else ""
         raise TrainingDivergedError(
@@ -321,7 +338,8 @@ class _RemovalTrainer(Trainer):  # type: ignore[misc]
 
     def check_weights(self) -> None:
         """The last update has no loss after it, so its weights are looked at themselves."""
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in self._trained()):
+        broken = not all(bool(torch.isfinite(parameter).all()) for parameter in self._trained())
+        if summed_(torch.tensor(float(broken), device=self.args.device)):
             self._give_up("a weight became non-finite in the last step")
 
 

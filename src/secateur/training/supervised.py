@@ -27,7 +27,14 @@ from secateur.settings import check_above_zero, check_at_least, check_choices, c
 from secateur.training.completion import LearntPositions
 from secateur.training.lora import attach_lora, lora_config
 from secateur.training.rows import Rows, collate
-from secateur.training.trainer import Advance, check_trainer_options, given_back, training_arguments
+from secateur.training.sharding import in_parts
+from secateur.training.trainer import (
+    Advance,
+    check_trainer_options,
+    given_back,
+    mean_of_processes,
+    training_arguments,
+)
 
 __all__ = ["FineTuning", "check_fine_tuning", "fine_tune_"]
 
@@ -166,9 +173,10 @@ def fine_tune_(
     with (
         given_back(decoder.model, checkpointing=bool(arguments.gradient_checkpointing)),
         _trainable(decoder, settings, seed) as model,
+        in_parts(model) as given,
     ):
         trainer = _TaskTrainer(
-            model=model, args=arguments, train_dataset=list(rows), data_collator=collate, callbacks=list(callbacks),
+            model=given, args=arguments, train_dataset=list(rows), data_collator=collate, callbacks=list(callbacks),
             validate=validate,
         )  # fmt: skip
         if validate is not None and settings.patience is not None:
@@ -272,10 +280,10 @@ class _TaskTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's own loss, of what is learnt, looked at."""
         loss = super().compute_loss(model, self.learnt(model, inputs), *args, **kwargs)
-        value = loss[0] if isinstance(loss, tuple) else loss
-        if not torch.isfinite(value):
+        value = mean_of_processes({"loss": loss[0] if isinstance(loss, tuple) else loss})["loss"]
+        if not math.isfinite(value):  # in one process or in several: all give up
             raise TrainingDivergedError(
-                f"the loss became {value.item()} at step {self.state.global_step + 1}; try a lower learning rate (now "
+                f"the loss became {value} at step {self.state.global_step + 1}; try a lower learning rate (now "
                 f"{self.args.learning_rate:g}), or fp32 precision"
             )
         return loss

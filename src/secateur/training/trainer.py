@@ -12,8 +12,9 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from secateur.errors import RequestError
+from secateur.processes import count, summed_
 
-__all__ = ["Advance", "check_trainer_options", "given_back", "training_arguments"]
+__all__ = ["Advance", "check_trainer_options", "given_back", "mean_of_processes", "rows_at_once", "training_arguments"]
 
 
 def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
@@ -47,21 +48,22 @@ def training_arguments(
         theirs: the user's own, which win.
         work: the Trainer's directory.
         steps: optimiser steps.
-        batch: rows per optimiser step.
-        micro_batch: rows per forward pass; divides `batch`.
+        batch: rows per optimiser step, of all processes together.
+        micro_batch: rows per forward pass at most; divides `batch`.
         rate: peak learning rate.
         precision: autocast dtype; the weights' own if None.
         seed: of everything random.
         ours: what this training wants besides.
 
     Raises:
-        RequestError: if the arguments contradict each other.
+        RequestError: if the arguments contradict each other, or the processes cannot have equal shares of a step.
     """
+    at_once = rows_at_once(batch, micro_batch)
     common: dict[str, Any] = {
         "output_dir": str(work),
         "max_steps": steps,
-        "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": batch // micro_batch,
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": batch // (at_once * count()),
         "learning_rate": rate,
         "lr_scheduler_type": "linear",
         "warmup_steps": min(math.ceil(settings.warmup * steps), steps - 1),  # of one step, the rate is not 0
@@ -81,6 +83,26 @@ def training_arguments(
         return TrainingArguments(**{**common, **ours, **theirs})
     except (TypeError, ValueError, ImportError) as error:
         raise RequestError(f"trainer options: {' '.join(str(error).split())}") from error
+
+
+def rows_at_once(batch: int, micro_batch: int) -> int:
+    """Rows of a forward pass in each process, `micro_batch` at most, where all of them share the rows of an optimiser step.
+
+    Raises:
+        RequestError: if their shares cannot be equal.
+    """
+    if batch % count():
+        raise RequestError(
+            f"a step of {batch} rows cannot be shared by {count()} processes; choose a multiple of {count()} for the rows of a "
+            "step (batch_size, sequences_per_step, recover_batch, scoring_batch), or fewer processes"
+        )
+    return math.gcd(batch // count(), micro_batch)
+
+
+def mean_of_processes(losses: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Losses of this process's rows, scalars, as the mean over the rows of all processes: each has as many."""
+    together = torch.stack([loss.detach().float() for loss in losses.values()])
+    return dict(zip(losses, (summed_(together) / count()).tolist(), strict=True))
 
 
 @contextmanager

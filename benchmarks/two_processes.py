@@ -1,0 +1,135 @@
+"""Does it matter how many processes do the work? Every phase in one, in two (DDP), and in two that shard (FSDP2).
+
+    python benchmarks/two_processes.py run     # a quarter of an hour on two cores; writes results/two_processes.json
+    python benchmarks/two_processes.py tables  # rewrites the tables in docs/scaling.md
+
+The phases are those of `tests/processes/phases.py`, on a random Llama of six layers, float32, by gloo on CPUs. There accelerate
+does not shard, so it is told that the processes have GPUs (`tests/processes/fsdp_on_cpu.py`); what then runs is PyTorch's FSDP2.
+Then one of two processes fails on entering each stage of a `prune` (`tests/processes/dying.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TESTS = HERE.parent / "tests"
+RESULT = HERE / "results" / "two_processes.json"
+PAGE = HERE.parent / "docs" / "scaling.md"
+sys.path[:0] = [str(TESTS), str(TESTS / "processes")]
+
+STAGES = ("load", "measure dense", "choose", "prepare", "cut", "recover", "cut and prove", "measure pruned")
+_ONE_ONLY = ("cut and prove", "measure pruned")  # the first process alone does these
+
+
+def run() -> None:
+    """Do everything, and write it down."""
+    from launching import write_inputs
+
+    from conftest import ascii_tokenizer, tiny_llama
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_inputs(folder)
+        tiny_llama().save_pretrained(folder / "checkpoint")
+        ascii_tokenizer().save_pretrained(folder / "checkpoint")
+        result = {
+            "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
+            "phases": phases(folder),
+            "deaths": [death(folder, stage, how) for stage in STAGES for how in ("error", "killed")],
+        }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    tables()
+
+
+def phases(folder: Path) -> dict[str, dict[str, Any]]:
+    """Phase → `ddp` and `fsdp2`, each held to one process."""
+    from launching import agreement, launched
+    from phases import PHASES, slug
+
+    for name, kind, processes in (("one", "plain", 1), ("ddp", "plain", 2), ("fsdp2", "fsdp2", 2)):
+        (folder / name).mkdir()
+        done = launched("phases.py", kind, str(folder), str(folder / name), processes=processes)
+        assert done.returncode == 0, done.stderr
+    slugs = [slug(phase) for phase in PHASES]
+    found = {name: agreement(folder / "one", folder / name, slugs) for name in ("ddp", "fsdp2")}
+    return {phase: {name: rows[slug(phase)] for name, rows in found.items()} for phase in PHASES}
+
+
+def death(folder: Path, stage: str, how: str) -> dict[str, Any]:
+    """What one process that fails leaves, and what is said."""
+    from launching import launched
+
+    rank = "0" if stage in _ONE_ONLY else "1"
+    out = folder / "deaths" / "out"
+    shutil.rmtree(out.parent, ignore_errors=True)
+    out.parent.mkdir()
+    words = [
+        "prune", str(folder / "checkpoint"), "--drop=2", f"--data={folder / 'train.txt'}", f"--out={out}", "--recover=full",
+        "--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=2",
+    ]  # fmt: skip
+    start = time.monotonic()
+    done = launched("dying.py", rank, stage, how, *words, processes=2)
+    return {
+        "stage": stage,
+        "how": how,
+        "rank": int(rank),
+        "exit": done.returncode,
+        "said": [line for line in done.stderr.splitlines() if line.startswith("error: ")],
+        "left": sorted(file.name for file in out.parent.iterdir()),
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def tables() -> None:
+    """Rewrite the tables of the page."""
+    PAGE.write_text(made_anew(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def made_anew(page: str) -> str:
+    """The page with its tables made of the result."""
+    sys.path.insert(0, str(HERE))
+    from cells import markdown, with_tables
+
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    rows = [
+        [phase, *(cell for way in ("ddp", "fsdp2") for cell in in_cells(ways[way]))]
+        for phase, ways in result["phases"].items()
+    ]
+    header = ["phase", "DDP: same plan", "figures", "weights", "FSDP2: same plan", "figures", "weights"]
+    deaths = [
+        [row["stage"], row["how"], "; ".join(row["said"]) or "(the launcher's report)", beside(row["left"])]
+        for row in result["deaths"]
+    ]
+    made = {
+        "phases": markdown(header, rows, words=2),
+        "deaths": markdown(["stage", "how", "said", "left"], deaths, words=4),
+    }
+    return with_tables(page, made.get)
+
+
+def in_cells(found: dict[str, Any]) -> list[str]:
+    """Whether a phase chose alike, and the largest relative differences."""
+    same = found["same_plan"] and found["same_best_step"]
+    weights = "" if found["weights"] is None else share(found["weights"])
+    return ["yes" if same else "**no**", share(max(found["scores"], found["measured"])), weights]
+
+
+def share(value: float) -> str:
+    return "0" if value == 0 else f"{value:.0e}"
+
+
+def beside(left: list[str]) -> str:
+    """What lies where OUT was to be: never OUT itself; a killed process cannot clear away what it was writing."""
+    return ", ".join("a hidden `.tmp` folder" if name.endswith(".tmp") else f"`{name}`" for name in left) or "nothing"
+
+
+if __name__ == "__main__":
+    {"run": run, "tables": tables}[sys.argv[1]]()

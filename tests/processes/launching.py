@@ -1,0 +1,65 @@
+"""Running the scripts here in one process and in several, and holding what they leave to each other."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+HERE = Path(__file__).parent
+
+
+def launched(script: str, *words: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """A script of this folder, in so many processes."""
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [sys.executable, *launch, str(HERE / script), *words],
+        env=environment, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+
+
+def write_inputs(folder: Path) -> None:
+    """Text and a task, beside a `checkpoint` that the caller puts there."""
+    lines = [f"Sentence {n} says that {n} times {n} is {n * n}, and nothing else.\n\n" for n in range(500)]
+    (folder / "train.txt").write_text("".join(lines[:400]))
+    (folder / "test.txt").write_text("".join(lines[400:]))
+    sums = [{"text": f"{a} and {b}", "label_text": ("even", "odd")[(a + b) % 2]} for a in range(10) for b in range(3)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
+
+
+def agreement(one: Path, other: Path, slugs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """For each phase: whether the order of the layers is the same, and the largest relative differences.
+
+    `scores` and `measured` are numbers; `weights` is the largest ‖other − one‖ / ‖one‖ of a weight, None without a checkpoint.
+    """
+    found = {}
+    for slug in slugs:
+        first, second = (json.loads((folder / f"{slug}.json").read_text()) for folder in (one, other))
+        found[slug] = {
+            "same_plan": first.get("order") == second.get("order"),
+            "same_best_step": first.get("best_step") == second.get("best_step"),
+            **{name: apart(first.get(name, []), second.get(name, [])) for name in ("scores", "measured")},
+            "weights": weights_apart(one / slug, other / slug) if (one / slug).is_dir() else None,
+        }
+    return found
+
+
+def apart(first: Sequence[float], second: Sequence[float]) -> float:
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if not (math.isnan(a) and math.isnan(b))]
+    return max((abs(a - b) / max(abs(a), 1e-12) for a, b in pairs), default=0.0)
+
+
+def weights_apart(one: Path, other: Path) -> float:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    return max(((second[name] - weight).norm() / weight.norm()).item() for name, weight in first.items())

@@ -1,0 +1,76 @@
+"""Two processes (gloo, on the CPU) against one with the same global batch, and what is left when one of them dies.
+
+`benchmarks/two_processes.py` does the same with every phase; here are those that have least in common.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from launching import agreement, launched, write_inputs
+from phases import slug
+
+pytestmark = pytest.mark.slow
+
+SCORED = [f"choose: {name}" for name in ("shortgpt", "angular", "sleb", "shortened-taylor", "laco", "elder (stage 1)")]
+TRAINED = ["prune: elder (absorb, distil)", "prune: gradpruner (merge)", "recover: distill", "tune: full"]
+PHASES = [*SCORED, "eval: perplexity", *TRAINED]
+
+ROUNDING = 1e-6
+"""Relative, of a weight's norm: float32 rounds at 6e-8, and the gradient of a step is summed in another order. A step on half of
+the rows would be off by a thousand times as much."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_inputs(folder)
+    shutil.copytree(tiny_checkpoint, folder / "checkpoint")
+    return folder
+
+
+def run(kind: str, inputs: Path, out: Path, phases: list[str], processes: int) -> Path:
+    out.mkdir()
+    done = launched("phases.py", kind, str(inputs), str(out), *phases, processes=processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def one_process(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run("plain", inputs, tmp_path_factory.mktemp("one") / "out", PHASES, 1)
+
+
+@pytest.mark.parametrize(("kind", "phases"), [("plain", PHASES), ("fsdp2", TRAINED)], ids=["ddp", "fsdp2"])
+def test_two_processes_leave_the_plan_of_one_and_its_weights_to_rounding(
+    one_process: Path, inputs: Path, tmp_path: Path, kind: str, phases: list[str]
+) -> None:
+    two = run(kind, inputs, tmp_path / "two", phases, 2)
+    for phase, found in agreement(one_process, two, [slug(phase) for phase in phases]).items():
+        assert found["same_plan"], phase
+        assert found["same_best_step"], phase
+        assert found["scores"] < 1e-4, phase  # IGIA squares gradients that are small at first
+        assert found["measured"] < ROUNDING, phase
+        assert found["weights"] is None or found["weights"] < ROUNDING, phase
+
+
+@pytest.mark.parametrize(
+    ("rank", "stage", "how", "said"),
+    [
+        ("0", "cut and prove", "bug", "error: ZeroDivisionError: had enough"),
+        ("1", "prepare", "killed", "error: another process ended; the report of the launcher says which, and how"),
+    ],
+)
+def test_a_process_that_dies_ends_all_with_its_message_once_and_leaves_nothing(
+    inputs: Path, tmp_path: Path, rank: str, stage: str, how: str, said: str
+) -> None:
+    options = [f"--data={inputs / 'train.txt'}", "--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=2"]
+    words = ["prune", str(inputs / "checkpoint"), "--drop=2", f"--out={tmp_path / 'out'}", *options]
+    done = launched("dying.py", rank, stage, how, *words, processes=2)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith(said)
+    assert not any(tmp_path.iterdir())
