@@ -1,24 +1,25 @@
 """The command line: each command is a file here, its options typed settings that jsonargparse reads and explains.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 2 the request was wrong; 1 it failed
-on the way; 130 interrupted. Heavy imports are inside the commands, so that `--help` is fast.
+on the way; 130 interrupted, 143 terminated. Heavy imports are inside the commands, so that `--help` is fast.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import signal
 import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Collection, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from secateur.cli.words import check_settings_files, explained, one_line, refuse_settings_of_others, with_underscores
 from secateur.errors import RequestError, SecateurError
+from secateur.report.record import redacted_text
+from secateur.signals import watched
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -54,13 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
         words = ["--help"]
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        return _run(words)
-    except SystemExit as done:  # the parser's --help and --print-config
-        return int(done.code or 0)
-    except (KeyboardInterrupt, Exception) as error:
-        return _failed(error, debug)
+    with watched(_say) as watch:
+        try:
+            return _run(words)
+        except SystemExit as done:  # the parser's --help and --print-config
+            return int(done.code or 0)
+        except (KeyboardInterrupt, Exception) as error:
+            code = _failed(error, debug)
+            return 128 + watch.number if isinstance(error, KeyboardInterrupt) and watch.number else code
 
 
 def _failed(error: BaseException, debug: bool) -> int:
@@ -115,7 +117,10 @@ def _run(words: list[str]) -> int:
     values = instantiate(parsed)
     quiet, verbose = values.pop("quiet"), values.pop("verbose")
     values.pop("config", None)
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    shown = logging.StreamHandler()
+    shown.setLevel(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[shown])
+    logging.getLogger("secateur").setLevel(logging.INFO)  # for the run's log; what is shown is the handler's to say
     if not verbose:
         warnings.simplefilter("ignore")
         for name in ("httpx", "huggingface_hub", "transformers", "datasets", "accelerate"):
@@ -159,8 +164,8 @@ def _parser(command: str) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="read options from a YAML file; --print-config writes one")
     module.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument("--verbose", action="store_true", help="say more on standard error")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, and errors alone")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more on standard error")
     return parser
 
 
@@ -178,17 +183,13 @@ def _module(command: str) -> Any:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+    print(redacted_text(message), file=sys.stderr)
 
 
 def _keep_traceback() -> str:
     with tempfile.NamedTemporaryFile("w", prefix="secateur-", suffix=".log", delete=False, encoding="utf-8") as file:
-        traceback.print_exc(file=file)
+        file.write(redacted_text(traceback.format_exc()))
     return file.name
-
-
-def _terminated(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
