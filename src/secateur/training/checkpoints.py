@@ -73,11 +73,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         if keeping is None:
             return float(self.train().metrics["train_runtime"])
         last = last_checkpoint(keeping.folder)
-        kept = {} if last is None else json.loads((last[0] / _MARK).read_text(encoding="utf-8"))
+        kept = {} if last is None else last[2]
         self.add_callback(_Checkpoints(self, keeping, kept, rotate=rotate))
         self.restore(kept)
         if last is not None and _is_over(last[1]):
-            folder, self.state = last
+            folder, self.state, _ = last
             self._load_from_checkpoint(str(folder.with_name(self.best_checkpoint(self.state) or folder.name)))
             return 0.0
         then = "the last whole checkpoint stays: make room, and go on with --resume"
@@ -122,7 +122,8 @@ class _Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint if one is due."""
         gone = time.monotonic() - self.since
-        due = self.keeping.worth(gone) and gone >= _SHARE * self.took and state.global_step < state.max_steps
+        least = _SHARE * self.took if self.keeping.minutes else 0.0
+        due = self.keeping.worth(gone) and gone >= least and state.global_step < state.max_steps
         if due or asked_to_stop():
             control.should_save = True
         self.saving = time.monotonic()
@@ -145,14 +146,16 @@ class _Checkpoints(TrainerCallback):  # type: ignore[misc]
         stop_if_asked()
 
 
-def last_checkpoint(folder: Path) -> tuple[Path, TrainerState] | None:
-    """The newest checkpoint that is whole, and its state."""
+def last_checkpoint(folder: Path) -> tuple[Path, TrainerState, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, its state, and what is in its mark."""
     numbers = [path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")]
     for number in sorted((int(number) for number in numbers if number.isdecimal()), reverse=True):
         found = folder / f"checkpoint-{number}"
-        if (found / _MARK).is_file():
-            return found, TrainerState.load_from_json(str(found / "trainer_state.json"))
-        logger.info("%s was not written to its end; it is not used", found)
+        try:
+            kept = dict(json.loads((found / _MARK).read_text(encoding="utf-8")))
+            return found, TrainerState.load_from_json(str(found / "trainer_state.json")), kept
+        except (OSError, ValueError, TypeError):
+            logger.info("%s was not written to its end; it is not used", found)
     return None
 
 
