@@ -195,6 +195,22 @@ def test_half_a_phase_is_never_read(
     same(run(tiny_checkpoint, text, out, "elder", resume=True), undisturbed("elder"))
 
 
+def test_run_that_was_killed_when_its_result_was_in_place_is_done(
+    tiny_checkpoint: Path, text: TextSettings, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:  # SIGKILL leaves the work directory
+        monkeypatch.setattr(resumption.Work, "forget", lambda _: None)
+        result = run(tiny_checkpoint, text, out, "laco")
+    before = (out / "secateur" / "record.json").read_bytes()
+    with pytest.raises(RequestError, match="another target"):
+        run(tiny_checkpoint, text, out, "laco", resume=True, target=Target(drop=1))
+    again = run(tiny_checkpoint, text, out, "laco", resume=True)
+    assert (again.plan, again.proof, again.record) == (result.plan, result.proof, json.loads(before))
+    assert (out / "secateur" / "record.json").read_bytes() == before
+    assert not work_directory(out).exists()
+
+
 def test_run_goes_on_only_as_it_began(tiny_checkpoint: Path, text: TextSettings, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(RequestError, match=r"there is nothing to resume: .*leave --resume out"):

@@ -28,12 +28,13 @@ from secateur.progress import Progress, Silent
 from secateur.report.log import Logged
 from secateur.report.record import describe_model, redacted_command, run_record
 from secateur.request import PROMPTS, Pruned, Target, TextSettings, num_to_drop
-from secateur.resumption import Work, identity, open_work, resumable
+from secateur.resumption import Work, finished, identity, open_work, resumable
 from secateur.stages import (
     Stages,
     add_speed,
     check_cut,
     cut_copy,
+    handed_over,
     preflight,
     quality,
     sizes,
@@ -101,12 +102,15 @@ def prune(
     method = method_named(method)() if isinstance(method, str) else method
     recovery = recovery or Recovery()
     stages = Stages(Logged(progress or Silent()))
-    check_output(out, overwrite=overwrite)
     loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     asked = identity(
         model=str(source), method={"name": method.name, **method.options()}, text=asdict(text), target=asdict(target),
         recovery=asdict(recovery), dtype=dtype, precision=precision, revision=revision, seed=seed, prompts=list(prompts),
     )  # fmt: skip
+    if resume and finished(out):
+        open_work(out, asked, resume=True).forget()
+        return handed_over(out)
+    check_output(out, overwrite=overwrite)
     work = open_work(out, asked, resume=resume, minutes=checkpoint_minutes)
     with resumable(work, command=redacted_command(command or sys.argv)), PeakMemory() as memory:
         with stages.stage("load"):

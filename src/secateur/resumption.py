@@ -21,12 +21,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from secateur.disk import flush_entry, full_disk_named, held, replaced, sweep, temporary_beside
+from secateur.disk import flush_entry, full_disk_named, held, replaced, temporary_beside
 from secateur.errors import OutputError, RequestError
 from secateur.plan import write_text
 from secateur.report.log import logging_to
@@ -35,7 +36,9 @@ from secateur.signals import finishing
 from secateur.surgery.weights import load_weights_, num_bytes, save_weights
 from secateur.training.checkpoints import Keeping
 
-__all__ = ["Work", "identity", "open_work", "resumable", "work_directory"]
+__all__ = ["Work", "finished", "identity", "open_work", "resumable", "work_directory"]
+
+_REQUEST, _LOG = "request.json", "run.log"
 
 _GO_ON = "run the same command with --resume to go on"
 
@@ -44,6 +47,15 @@ def work_directory(out: str | Path) -> Path:
     """Where an unfinished run to `out` keeps what it has done."""
     target = Path(out).expanduser().absolute()
     return target.with_name(f"{target.name}.work")
+
+
+def finished(out: str | Path) -> bool:
+    """Whether the run in the work directory had put its result in place when it was killed; then nothing is left to do."""
+    requests = (work_directory(out) / _REQUEST, Path(out).expanduser() / "secateur" / _REQUEST)
+    if not all(request.is_file() for request in requests):
+        return False
+    here, there = (request.read_bytes() for request in requests)  # with the moment when it began
+    return here == there
 
 
 def identity(**asked: Any) -> dict[str, Any]:
@@ -70,14 +82,15 @@ class Work:
         Raises:
             RequestError: if the run was begun on other data.
         """
-        known = self.folder / "request.json"
+        known = self.folder / _REQUEST
         if known.is_file():
             _check_same(asked, known)
-        with self._writing("request.json"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name in (path.name for path in self.folder.iterdir() if path.is_dir()):
-                sweep(self.folder / name)
-            write_text(self.folder / "request.json", json.dumps(asked, indent=2))
+            for left in self.folder.glob(".*"):  # half of something
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            return
+        with self._writing(_REQUEST):
+            began = datetime.now(timezone.utc).isoformat()
+            write_text(known, json.dumps({**asked, "began": began}, indent=2))
             flush_entry(self.folder)
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -130,8 +143,9 @@ class Work:
         return self.keeping.within(f"{name}-training")
 
     def take_along(self, about: Path) -> None:
-        """Copy the log, and what trainings reported to TensorBoard, to where they stay."""
-        shutil.copy2(self.folder / "run.log", about / "run.log")
+        """Copy the request, the log, and what trainings reported to TensorBoard, to where they stay."""
+        for name in (_REQUEST, _LOG):
+            shutil.copy2(self.folder / name, about / name)
         for runs in self.folder.glob("*-training/runs"):
             shutil.copytree(runs, about / "runs" / runs.parent.name)
 
@@ -161,7 +175,7 @@ def open_work(out: str | Path, asked: dict[str, Any], *, resume: bool, minutes: 
         OutputError: if something else is in its place.
     """
     folder = work_directory(out)
-    known = folder / "request.json"
+    known = folder / _REQUEST
     work = Work(keeping=Keeping(folder=folder, minutes=minutes))
     if not resume:
         if known.exists():
@@ -189,7 +203,7 @@ def _check_same(asked: dict[str, Any], known: Path) -> None:
 
 def _foreign(folder: Path) -> bool:
     """Whether there is more than a run leaves that was killed before it had written its request."""
-    return any(path.name != "run.log" and not path.name.startswith(".request.json.") for path in folder.iterdir())
+    return any(path.name != _LOG and not path.name.startswith(".request.json.") for path in folder.iterdir())
 
 
 @contextmanager
@@ -211,10 +225,10 @@ def resumable(work: Work, *, command: str = "") -> Iterator[None]:
         if mine is False:
             raise RequestError(f"another process is at the run in {folder}; wait for it, or choose another --out")
         try:
-            with logging_to(folder / "run.log", command):
+            with logging_to(folder / _LOG, command):
                 yield
         except BaseException as error:
-            if {path.name for path in folder.glob("*")} <= {"run.log", "request.json"}:
+            if {path.name for path in folder.glob("*")} <= {_LOG, _REQUEST}:
                 work.forget()
                 with suppress(OSError):  # not empty: somebody else uses them
                     for each in created:

@@ -30,8 +30,8 @@ from secateur.progress import Progress, Silent, duration
 from secateur.report.log import Logged
 from secateur.report.record import count_parameters, describe_model, directory_size, redacted_command, run_record
 from secateur.request import Pruned, Target, num_to_drop
-from secateur.resumption import Work, identity, open_work, resumable
-from secateur.stages import Stages, add_speed, check_cut, tokens_per_second, write_about, write_and_prove
+from secateur.resumption import Work, finished, identity, open_work, resumable
+from secateur.stages import Stages, add_speed, check_cut, handed_over, tokens_per_second, write_about, write_and_prove
 from secateur.surgery.checkpoint import Proof, bypassed_logits, check_output, new_directory
 from secateur.surgery.live import remove_layers_
 from secateur.surgery.weights import num_bytes
@@ -104,6 +104,9 @@ def tune(
         seed=seed, trust_remote_code=trust_remote_code, merge_adapters=merge_adapters, tune_dense=tune_dense,
     )  # fmt: skip
     stages = Stages(Logged(progress or Silent()))
+    if resume and finished(out):
+        open_work(out, asked.identity(), resume=True).forget()
+        return handed_over(out)
     check_output(out, overwrite=overwrite)
     work = open_work(out, asked.identity(), resume=resume, minutes=checkpoint_minutes)
     with resumable(work, command=redacted_command(command or sys.argv)), PeakMemory() as memory:
