@@ -233,7 +233,7 @@ def test_full_disk_is_a_write_error_and_leaves_nothing_but_the_work(
     tiny_checkpoint: Path, text: TextSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     stop_after(monkeypatch, stage, OSError(errno.ENOSPC, "No space left on device"))
-    full = r"the disk is full: cannot write .*out; it takes about \d.*B, and \d.*B was free; nothing is left there: make room"
+    full = r"the disk is full: cannot write .*out; it takes about \d.*B, and \d.*B is free; nothing is left there: make room"
     with pytest.raises(WriteError, match=full):
         prune(tiny_checkpoint, method="random", text=text, target=Target(drop=2), out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out.work"]

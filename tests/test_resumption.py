@@ -265,7 +265,7 @@ def test_full_disk_is_one_line_and_the_run_goes_on_from_what_is_whole(
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(owner, name, full)
         with pytest.raises(
-            WriteError, match=r"the disk is full: cannot write .*out\.work.*was free; .*make room"
+            WriteError, match=r"the disk is full: cannot write .*out\.work.*is free; .*make room"
         ) as caught:
             run(tiny_checkpoint, text, out, "elder")
     assert "\n" not in str(caught.value)
@@ -277,7 +277,7 @@ def test_full_disk_is_one_line_and_the_run_goes_on_from_what_is_whole(
 
 def test_less_room_than_it_takes_is_said_before_anything_is_written(tmp_path: Path) -> None:
     with (
-        pytest.raises(WriteError, match=r"cannot write .*big; it takes about 1000000\.0 TB, and .*B was free; remedy"),
+        pytest.raises(WriteError, match=r"cannot write .*big; it takes about 1000000\.0 TB, and .*B is free; remedy"),
         disk.full_disk_named(tmp_path / "big", needs=10**18, then="remedy"),
     ):
         raise AssertionError("written")

@@ -12,7 +12,17 @@ from pathlib import Path
 
 from secateur.errors import WriteError
 
-__all__ = ["flush", "format_size", "full_disk_named", "held", "replaced", "sweep", "temporary_beside"]
+__all__ = [
+    "flush",
+    "flush_entry",
+    "format_size",
+    "full_disk_named",
+    "held",
+    "is_full",
+    "replaced",
+    "sweep",
+    "temporary_beside",
+]
 
 _FULL = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
 _FULL_WORDS = ("No space left", "os error 28", "inline_container", "PytorchStreamWriter", "iostream error")
@@ -39,33 +49,37 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def full_disk_named(path: Path, *, needs: int | None = None, then: str) -> Iterator[None]:
+def full_disk_named(path: Path, *, needs: int | None = None, then: str, certain: bool = True) -> Iterator[None]:
     """Say in one line that the disk is full, where, how much it takes and how much there was; other errors pass.
 
     Args:
         path: what is being written.
-        needs: about how many bytes that takes, if known; less than that free is an error before anything is written.
+        needs: about how many bytes that takes, if known.
         then: what holds after the error, and what to do besides making room.
+        certain: whether so much will be written for sure; then less than that free is an error before anything is.
 
     Raises:
         WriteError: if the disk is full.
     """
-    free = _free(path)
     takes = "" if needs is None else f"it takes about {format_size(needs)}, and "
-    message = f"the disk is full: cannot write {path}; {takes}{format_size(free)} was free; {then}"
-    if needs is not None and needs > free:
-        raise WriteError(message)
+
+    def message() -> str:
+        return f"the disk is full: cannot write {path}; {takes}{format_size(_free(path))} is free; {then}"
+
+    if certain and needs is not None and needs > _free(path):
+        raise WriteError(message())
     try:
         yield
     except WriteError:
         raise
     except Exception as error:
-        if not _is_full(error):
+        if not is_full(error):
             raise
-        raise WriteError(message) from error
+        raise WriteError(message()) from error
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
+    """Whether an error is that of a full disk, as the system, safetensors or torch say it."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
     return any(word in str(error) for word in _FULL_WORDS)

@@ -27,6 +27,7 @@ from secateur.methods.base import measuring
 from secateur.plan import PruningPlan, write_json
 from secateur.progress import Progress, duration
 from secateur.report.card import inherited_metadata, model_card
+from secateur.report.log import run_log
 from secateur.report.page import load_run, report_page
 from secateur.report.record import count_parameters, directory_size
 from secateur.request import Pruned
@@ -74,7 +75,8 @@ class Stages:
             yield
         finally:
             self.seconds[name] = round(time.monotonic() - start, 3)
-            logger.info("%s: %.1f s", name, self.seconds[name])
+            into = logger if logger.isEnabledFor(logging.INFO) else run_log
+            into.info("%s: %.1f s", name, self.seconds[name])
 
 
 def preflight(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost: Cost, run: Run) -> str:

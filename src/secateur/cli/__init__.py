@@ -117,10 +117,8 @@ def _run(words: list[str]) -> int:
     values = instantiate(parsed)
     quiet, verbose = values.pop("quiet"), values.pop("verbose")
     values.pop("config", None)
-    shown = logging.StreamHandler()
-    shown.setLevel(logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING)
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[shown])
-    logging.getLogger("secateur").setLevel(logging.INFO)  # for the run's log; what is shown is the handler's to say
+    level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     if not verbose:
         warnings.simplefilter("ignore")
         for name in ("httpx", "huggingface_hub", "transformers", "datasets", "accelerate"):

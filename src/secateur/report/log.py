@@ -10,11 +10,11 @@ from pathlib import Path
 from secateur.progress import Progress
 from secateur.report.record import redacted_text, versions
 
-__all__ = ["Logged", "logging_to"]
+__all__ = ["Logged", "logging_to", "run_log"]
 
-_log = logging.getLogger("secateur.run")
-_log.propagate = False  # who watches the progress has seen it
-_log.setLevel(logging.INFO)
+run_log = logging.getLogger("secateur.run")
+run_log.propagate = False  # who watches the progress has seen it
+run_log.setLevel(logging.INFO)
 
 
 @contextmanager
@@ -27,16 +27,16 @@ def logging_to(file: Path, command: str = "") -> Iterator[None]:
     """
     handler = _File(file, encoding="utf-8")
     handler.setFormatter(_Redacted("%(asctime)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger("secateur"), _log]
+    loggers = [logging.getLogger("secateur"), run_log]
     for logger in loggers:
         logger.addHandler(handler)
     try:
         found = ", ".join(f"{name} {number}" for name, number in versions().items() if number)
-        _log.info("%s (%s)", command or "secateur, from Python", found)
+        run_log.info("%s (%s)", command or "secateur, from Python", found)
         yield
-        _log.info("done")
+        run_log.info("done")
     except BaseException as error:
-        _log.error("%s: %s", type(error).__name__, error)
+        run_log.error("%s: %s", type(error).__name__, error)
         raise
     finally:
         for logger in loggers:
@@ -75,11 +75,11 @@ class Logged:
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
         """A step, as whoever watches shows it."""
-        _log.info("%s (%d)", description, total)
+        run_log.info("%s (%d)", description, total)
         with self._progress.track(description, total) as advance:
             yield advance
 
     def note(self, message: str) -> None:
         """A line."""
-        _log.info("%s", message)
+        run_log.info("%s", message)
         self._progress.note(message)

@@ -81,15 +81,21 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             self._load_from_checkpoint(str(folder.with_name(self.best_checkpoint(self.state) or folder.name)))
             return 0.0
         then = "the last whole checkpoint stays: make room, and go on with --resume"
-        try:
-            with full_disk_named(keeping.folder, then=then), finishing():
+        with full_disk_named(keeping.folder, needs=self._checkpoint_bytes(), then=then, certain=False), finishing():
+            try:
                 result = self.train(resume_from_checkpoint=None if last is None else str(last[0]))
-        except BaseException:
-            half = keeping.folder / f"checkpoint-{self.state.global_step}"
-            if not (half / _MARK).exists():
-                shutil.rmtree(half, ignore_errors=True)
-            raise
+            except BaseException:
+                half = keeping.folder / f"checkpoint-{self.state.global_step}"
+                if not (half / _MARK).exists():
+                    shutil.rmtree(half, ignore_errors=True)
+                raise
         return float(result.metrics["train_runtime"])
+
+    def _checkpoint_bytes(self) -> int:
+        """Of a checkpoint, about: what is trained, and AdamW's two moments of it."""
+        return 3 * sum(
+            weight.numel() * weight.element_size() for weight in self.model.parameters() if weight.requires_grad
+        )
 
     def best_checkpoint(self, state: TrainerState) -> str | None:
         """The name of the checkpoint that is loaded at the end; None if that is the last."""
