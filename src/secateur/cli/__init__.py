@@ -162,8 +162,8 @@ def _parser(command: str) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="read options from a YAML file; --print-config writes one")
     module.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress, and errors alone")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say more on standard error")
+    parser.add_argument("--quiet", action="store_true", help="no progress, and errors alone")
+    parser.add_argument("--verbose", action="store_true", help="say more on standard error")
     return parser
 
 
