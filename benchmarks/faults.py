@@ -122,6 +122,7 @@ class Child:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if self.limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, self.limit))
+            os.chdir(self.errors.parent)  # in no working directory of git, whose revision a record would hold
             from secateur.cli import main as secateur
 
             code = secateur([*self.words, "--quiet"])

@@ -552,10 +552,10 @@ def test_signal_leaves_a_whole_checkpoint_says_how_to_go_on_and_exits_with_its_c
         process.kill()
     assert process.returncode == code, seen + err
     assert out == ""
-    assert err.splitlines()[-2:] == [
-        "finishing this step, to go on from it later; once more stops at once",
-        f"interrupted: what was done is kept in {here}/out.work; run the same command with --resume to go on",
-    ]
+    assert "finishing this step, to go on from it later; once more stops at once" in err.splitlines()
+    assert err.splitlines()[-1] == (
+        f"interrupted: what was done is kept in {here}/out.work; run the same command with --resume to go on"
+    )
     assert "Traceback" not in err
     assert [path.name for path in here.iterdir()] == ["out.work"]
     assert len(list(here.glob("out.work/prepared-training/checkpoint-*/secateur.json"))) == 1

@@ -93,9 +93,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 
     def _checkpoint_bytes(self) -> int:
         """Of a checkpoint, about: what is trained, and AdamW's two moments of it."""
-        return 3 * sum(
-            weight.numel() * weight.element_size() for weight in self.model.parameters() if weight.requires_grad
-        )
+        trained = (weight for weight in self.model.parameters() if weight.requires_grad)
+        return 3 * sum(int(weight.numel() * weight.element_size()) for weight in trained)
 
     def best_checkpoint(self, state: TrainerState) -> str | None:
         """The name of the checkpoint that is loaded at the end; None if that is the last."""
