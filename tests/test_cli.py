@@ -528,8 +528,10 @@ def test_config_file_equals_the_same_options(
 # ---- interrupted -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_signal_leaves_nothing_half_written_and_exits_130(places: dict[str, str], here: Path, number: int) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_signal_leaves_a_whole_checkpoint_says_how_to_go_on_and_exits_with_its_code(
+    places: dict[str, str], here: Path, number: int, code: int
+) -> None:
     """A real process, stopped while it trains."""
     words = ["prune", places["MODEL"], "--data", places["DATA"], "--drop=2", "--out=out", *SIZE]
     words += ["--elder.joint-steps=3", "--elder.steps=100000"]
@@ -548,11 +550,15 @@ def test_signal_leaves_nothing_half_written_and_exits_130(places: dict[str, str]
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, seen + err
+    assert process.returncode == code, seen + err
     assert out == ""
-    assert err.splitlines()[-1].startswith("interrupted: nothing half-written is left")
+    assert "finishing this step, to go on from it later; once more stops at once" in err.splitlines()
+    assert err.splitlines()[-1] == (
+        f"interrupted: what was done is kept in {here}/out.work; run the same command with --resume to go on"
+    )
     assert "Traceback" not in err
-    assert not list(here.iterdir())
+    assert [path.name for path in here.iterdir()] == ["out.work"]
+    assert len(list(here.glob("out.work/prepared-training/checkpoint-*/secateur.json"))) == 1
 
 
 def wait_for(readline: Callable[[], str], what: str) -> str:

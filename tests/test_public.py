@@ -54,6 +54,7 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
         ("speed", "speed.md", "| decode |"),
         ("cut", "checkpoints.md", "| `secateur cut` |"),
         ("engines", "engines.md", "| cut | mlx "),
+        ("faults", "reliability.md", "| `secateur prune` |"),
         ("ceiling", "speed.md", "## Against the ceiling"),
         ("estimates", "estimating.md", "## How near it comes"),
         ("two_processes", "scaling.md", "| eval: perplexity | yes |"),

@@ -13,7 +13,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from secateur import stages, tuning
+from secateur import resumption, stages, tuning
 from secateur.data.task import TaskSettings, windows_of
 from secateur.decoder import Decoder
 from secateur.errors import DataError, OutputError, PlanError, ProofError, RequestError
@@ -334,7 +334,7 @@ EARLY = {
     "measure dense": (tuning, "task_score"),
     "choose": (GradPruner, "plan_on_task"),
     "prepare": (GradPruner, "prepare_"),
-    "save the start": (tuning, "save_checkpoint"),
+    "save the start": (resumption, "save_weights"),
 }
 
 

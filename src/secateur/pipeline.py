@@ -26,14 +26,17 @@ from secateur.methods import METHODS, Cost, Method, Run, method_named
 from secateur.plan import PruningPlan, count_to_drop
 from secateur.processes import by_first
 from secateur.progress import Progress, Silent
-from secateur.report.record import describe_model, run_record
+from secateur.report.log import Logged
+from secateur.report.record import describe_model, redacted_command, run_record
 from secateur.request import PROMPTS, Pruned, Target, TextSettings, num_to_drop
+from secateur.resumption import Work, finished, identity, open_work, resumable
 from secateur.stages import (
     Stages,
     add_speed,
     agreed_plan,
     check_cut,
     cut_copy,
+    handed_over,
     preflight,
     quality,
     sizes,
@@ -43,6 +46,7 @@ from secateur.stages import (
 )
 from secateur.surgery.checkpoint import Proof, bypassed_logits, save_checkpoint
 from secateur.surgery.output import check_output, new_directory
+from secateur.surgery.weights import num_bytes
 from secateur.training.precision import in_float32
 from secateur.training.recovery import Recovery, check_recovery, recover_
 
@@ -57,6 +61,8 @@ def prune(
     target: Target,
     out: str | Path,
     overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_minutes: float = 5.0,
     dtype: str = "auto",
     precision: str = "auto",
     recovery: Recovery | None = None,
@@ -77,6 +83,8 @@ def prune(
         target: how much goes.
         out: the new checkpoint's directory; it is there whole at the end, or not at all.
         overwrite: replace a checkpoint that is at `out`.
+        resume: go on with the run that was interrupted.
+        checkpoint_minutes: weights are kept for that where as much work would be lost otherwise; 0 keeps those of every step.
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`. With `auto`, 16-bit weights are trained in float32, and
             written as they were stored.
         precision: of forward and backward passes while choosing, preparing and recovering: `auto`, `fp32`, `bf16`. What is
@@ -96,10 +104,18 @@ def prune(
     """
     method = method_named(method)() if isinstance(method, str) else method
     recovery = recovery or Recovery()
-    stages = Stages(progress or Silent())
-    check_output(out, overwrite=overwrite)
+    stages = Stages(Logged(progress or Silent()))
     loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    with PeakMemory() as memory:
+    asked = identity(
+        model=str(source), method={"name": method.name, **method.options()}, text=asdict(text), target=asdict(target),
+        recovery=asdict(recovery), dtype=dtype, precision=precision, revision=revision, seed=seed, prompts=list(prompts),
+    )  # fmt: skip
+    if resume and by_first(lambda: finished(out)):
+        by_first(lambda: open_work(out, asked, resume=True)).forget()
+        return handed_over(out)
+    check_output(out, overwrite=overwrite)
+    work = by_first(lambda: open_work(out, asked, resume=resume, minutes=checkpoint_minutes))
+    with resumable(work, command=redacted_command(command or sys.argv)), PeakMemory() as memory:
         with stages.stage("load"):
             tokenizer = load_tokenizer(source, **loading)
             data, held_out = text.load(tokenizer, seed)
@@ -107,17 +123,20 @@ def prune(
             decoder = Decoder(model)
         bench = _Workbench(
             decoder=decoder, tokenizer=tokenizer, data=data, held_out=held_out, stages=stages, out=out, wide=dtype == "auto",
-            run=Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=stages.progress),
-            trust_remote_code=trust_remote_code, prompts=prompts,
+            run=Run(
+                seed=seed, precision=autocast_dtype(precision, decoder.device), progress=stages.progress,
+                keeping=work.training("prepared"),
+            ),
+            trust_remote_code=trust_remote_code, prompts=prompts, work=work,
         )  # fmt: skip
         check_recovery(recovery, data, precision=bench.run.precision)
         stages.progress.note(preflight(decoder, data, held_out, bench.cost(method, recovery, target), bench.run))
         about = describe_model(model, id=str(source), revision=revision)
+        work.begin({**asked, "texts": [data.fingerprint, held_out.fingerprint], "config": about["config_sha256"]})
         with stages.stage("measure dense"):
             dense, dense_texts = bench.measure(model, "dense")
         with stages.stage("choose"):
             plan, budget = bench.choose(method, target, dense["perplexity"])
-            plan = agreed_plan(plan)
         stages.progress.note(f"layers to drop: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
         preparation = bench.prepare_(method, plan) if method.prepares else None
         metrics, recovered, recovery_report = {"dense": dense}, None, None
@@ -127,7 +146,7 @@ def prune(
             )
 
         def written() -> tuple[Proof, dict[str, Any]]:
-            with new_directory(out, overwrite=overwrite) as directory:
+            with new_directory(out, overwrite=overwrite, needs=num_bytes(recovered or decoder.model)) as directory:
                 with stages.stage("cut and prove"):
                     proof, pruned_model = bench.write_and_prove(plan, recovered, directory)
                 with stages.stage("measure pruned"):
@@ -154,6 +173,7 @@ def prune(
                     seed=seed,
                 )
                 write_about(directory, source, plan, record)
+                work.take_along(directory / "secateur")
             return proof, record
 
         proof, record = by_first(written)
@@ -215,6 +235,7 @@ class _Workbench:
     wide: bool  # 16-bit weights are trained in float32
     trust_remote_code: bool
     prompts: Sequence[str]
+    work: Work
 
     def cost(self, method: Method, recovery: Recovery, target: Target) -> Cost:
         """What will be used, at most where the number of layers is still to be found.
@@ -230,33 +251,52 @@ class _Workbench:
         return with_recovery(method.cost(num_layers, drop, data), recovery, num_layers, drop, data)
 
     def measure(self, model: Any, name: str) -> tuple[dict[str, Any], list[str]]:
-        """A model's size and perplexity, and what it writes after the prompts."""
-        metrics = quality(model, self.held_out, self.run.progress, f"measuring the {name} model's perplexity")
-        return metrics, generations(model, self.tokenizer, self.prompts) if self.prompts else []
+        """A model's size and perplexity, and what it writes after the prompts; of the dense model once in a run."""
+
+        def make() -> dict[str, Any]:
+            metrics = quality(model, self.held_out, self.run.progress, f"measuring the {name} model's perplexity")
+            return {
+                "metrics": metrics,
+                "texts": generations(model, self.tokenizer, self.prompts) if self.prompts else [],
+            }
+
+        found = self.work.once(name, make) if name == "dense" else make()
+        return found["metrics"], found["texts"]
 
     def choose(
         self, method: Method, target: Target, dense_perplexity: float
     ) -> tuple[PruningPlan, dict[str, Any] | None]:
-        """Which layers go, and how their number was found where it was searched for."""
+        """Which layers go, and how their number was found where it was searched for; decided once in a run."""
+        # What was just made still has in memory what its second stage needs; what was read makes that again, alike.
+        return self.work.once_plan(lambda: self._chosen(method, target, dense_perplexity))
+
+    def _chosen(
+        self, method: Method, target: Target, dense_perplexity: float
+    ) -> tuple[PruningPlan, dict[str, Any] | None]:
         decoder = self.decoder
         if target.is_budget:
-            return plan_within_budget(
+            plan, budget = plan_within_budget(
                 method, decoder, self.data, self.held_out, target=target, dense_perplexity=dense_perplexity, run=self.run
             )  # fmt: skip
+            return agreed_plan(plan), budget
         if target.layers is None:
-            return method.plan(decoder, self.data, drop=num_to_drop(target, decoder), run=self.run), None
+            return agreed_plan(method.plan(decoder, self.data, drop=num_to_drop(target, decoder), run=self.run)), None
         given = method.given(target.layers, decoder.num_layers)
-        return method.completed(given, decoder, self.data, self.run), None
+        return agreed_plan(method.completed(given, decoder, self.data, self.run)), None
 
     def prepare_(self, method: Method, plan: PruningPlan) -> dict[str, Any]:
         """Prepare in place, and measure what the layers that go still do; the report."""
         decoder = self.decoder
-        with (
-            self.stages.stage("prepare"),
-            self._kept_if_diverged(decoder.model, "all layers in place"),
-            in_float32(decoder.model, wanted=self.wide and method.trains_weights(self.data)),
-        ):
-            report = method.prepare_(decoder, self.data, plan, run=self.run)
+
+        def make_() -> dict[str, Any]:
+            with (
+                self._kept_if_diverged(decoder.model, "all layers in place"),
+                in_float32(decoder.model, wanted=self.wide and method.trains_weights(self.data)),
+            ):
+                return method.prepare_(decoder, self.data, plan, run=self.run)
+
+        with self.stages.stage("prepare"):
+            report = self.work.once_with_weights_("prepared", decoder.model, make_)
         with self.stages.stage("measure before the cut"):
             gates = torch.full((decoder.num_layers,), method.final_gate())
             with decoder.gate(gates, layers=plan.dropped):
@@ -278,11 +318,17 @@ class _Workbench:
             difference = check_cut(bypassed_logits(Decoder(pruned), (), proof_ids), expected)
         with self.stages.stage("measure before recovery"):
             before = quality(pruned, self.held_out, progress, "measuring perplexity before the recovery")
-        with self.stages.stage("recover"), self._kept_if_diverged(pruned, "with the layers removed"):
-            report = recover_(
-                Decoder(pruned), self.data, settings=recovery, teacher=load_dense() if recovery.needs_teacher else None,
-                precision=self.run.precision, wide=self.wide, seed=self.run.seed, progress=progress,
-            )  # fmt: skip
+
+        def make_() -> dict[str, Any]:
+            with self._kept_if_diverged(pruned, "with the layers removed"):
+                return recover_(
+                    Decoder(pruned), self.data, settings=recovery, teacher=load_dense() if recovery.needs_teacher else None,
+                    precision=self.run.precision, wide=self.wide, seed=self.run.seed, progress=progress,
+                    keeping=self.work.training("recovered"),
+                )  # fmt: skip
+
+        with self.stages.stage("recover"):
+            report = self.work.once_with_weights_("recovered", pruned, make_)
         return pruned, before, {"settings": asdict(recovery), "cut_difference": difference, **report}
 
     def write_and_prove(self, plan: PruningPlan, recovered: Any | None, directory: Path) -> tuple[Proof, Any]:
@@ -300,6 +346,7 @@ class _Workbench:
             yield
         except TrainingDivergedError as error:
             kept = by_first(lambda: self._save_last_good(model))
+            self.work.forget()  # it would diverge again
             raise TrainingDivergedError(f"{error} (saved, {state}, to {kept})") from error
 
     def _save_last_good(self, model: Any) -> str:

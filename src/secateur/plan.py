@@ -56,6 +56,8 @@ def write_text(path: str | Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may leave the new name with nothing in it
         Path(temporary).chmod(0o644)
         Path(temporary).replace(target)
     except BaseException:

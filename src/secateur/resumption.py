@@ -1,17 +1,49 @@
-"""What an interrupted run leaves, and how it goes on: the work directory `OUT.work` beside its output."""
+"""What an interrupted run leaves, and how it goes on: the work directory `OUT.work` beside its output.
+
+```
+OUT.work/request.json        what was asked for; another request does not go on from here
+OUT.work/NAME.json           a phase whose result is small: figures, a plan; always written
+OUT.work/NAME/               a phase whose result is weights; `result.json` and `weights.safetensors`
+OUT.work/NAME-training/      the Trainer's checkpoints inside a phase, see `secateur.training.checkpoints`
+OUT.work/run.log             the run's log, which ends up in the output
+```
+
+A phase is there whole or not at all: its file or directory is written under another name, flushed to the disk, and renamed.
+Weights take space and time, so they are written where making them took `Keeping.minutes` or more; what is not there is done
+again, from the phase before and with the same seed, to the same bytes.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import OutputError, RequestError
+from torch import nn
 
-__all__ = ["open_work", "resumable", "work_directory"]
+from secateur.disk import flush_entry, full_disk_named, held, replaced, temporary_beside
+from secateur.errors import OutputError, RequestError
+from secateur.plan import PruningPlan, write_text
+from secateur.processes import by_first, is_first
+from secateur.report.log import logging_to
+from secateur.report.record import versions
+from secateur.signals import finishing
+from secateur.surgery.weights import load_weights_, num_bytes, save_weights
+from secateur.training.checkpoints import Keeping
+
+__all__ = ["Work", "finished", "identity", "open_work", "resumable", "work_directory"]
+
+_REQUEST, _LOG, _PLAN = "request.json", "run.log", "plan.json"
+_NOTHING = {_REQUEST, _LOG, _PLAN, "plan.masks.safetensors"}
+"""What there is before a phase is done."""
+
+_GO_ON = "run the same command with --resume to go on"
 
 
 def work_directory(out: str | Path) -> Path:
@@ -20,54 +52,235 @@ def work_directory(out: str | Path) -> Path:
     return target.with_name(f"{target.name}.work")
 
 
-def open_work(out: str | Path, asked: dict[str, Any], *, resume: bool) -> Path:
-    """The work directory; what lies there must be this very run, and `resume` must say so.
+def finished(out: str | Path) -> bool:
+    """Whether the run in the work directory had put its result in place when it was killed; then nothing is left to do."""
+    requests = (work_directory(out) / _REQUEST, Path(out).expanduser() / "secateur" / _REQUEST)
+    if not all(request.is_file() for request in requests):
+        return False
+    here, there = (request.read_bytes() for request in requests)  # with the moment when it began
+    return here == there
+
+
+def identity(**asked: Any) -> dict[str, Any]:
+    """What makes two runs the same run, as plain JSON values: what was asked for, and what computes it."""
+    computes = {name: number for name, number in versions().items() if name in ("torch", "transformers", "device")}
+    return dict(json.loads(json.dumps({**asked, **computes}, default=str)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The phases of a run that are done, and where what is being done is kept."""
+
+    keeping: Keeping
+    """The work directory, and when weights are worth their space."""
+
+    @property
+    def folder(self) -> Path:
+        """The work directory."""
+        return self.keeping.folder
+
+    def begin(self, asked: dict[str, Any]) -> None:
+        """Write down what was asked for, and on which data; from then on there is something to resume.
+
+        Raises:
+            RequestError: if the run was begun on other data.
+        """
+        by_first(lambda: self._begin(asked))
+
+    def _begin(self, asked: dict[str, Any]) -> None:
+        known = self.folder / _REQUEST
+        if known.is_file():
+            _check_same(asked, known)
+            for left in self.folder.glob(".*"):  # half of something
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            return
+        with self._writing(_REQUEST):
+            began = datetime.now(timezone.utc).isoformat()
+            write_text(known, json.dumps({**asked, "began": began}, indent=2))
+            flush_entry(self.folder)
+
+    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of a phase as plain JSON values: read if it was done before, else made and written."""
+        file = self.folder / f"{name}.json"
+        found = by_first(lambda: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None)
+        if found is not None:
+            return dict(found)
+        made = make()
+
+        def write() -> None:
+            with self._writing(file.name):
+                write_text(file, json.dumps(made))
+
+        by_first(write)
+        return made
+
+    def once_plan(self, make: Callable[[], tuple[PruningPlan, Any]]) -> tuple[PruningPlan, Any]:
+        """The plan, with the masks of its merges, and what else `make` gives, plain JSON values: the same way."""
+        made: list[PruningPlan] = []
+
+        def choose() -> dict[str, Any]:
+            plan, more = make()
+            self.keep_plan(plan)
+            made.append(plan)
+            return {"more": more}
+
+        more = self.once("choice", choose)["more"]
+        return (made[0] if made else self.kept_plan()), more
+
+    def keep_plan(self, plan: PruningPlan) -> None:
+        """Write the plan, for a phase that is about to be done with it."""
+
+        def write() -> None:
+            with self._writing(_PLAN):
+                plan.save(self.folder / _PLAN)
+
+        by_first(write)
+
+    def kept_plan(self) -> PruningPlan:
+        """The plan that was kept last."""
+        return PruningPlan.load(self.folder / _PLAN)
+
+    def once_with_weights_(
+        self,
+        name: str,
+        model: nn.Module,
+        make_: Callable[[], dict[str, Any]],
+        *,
+        ready_: Callable[[dict[str, Any]], None] | None = None,
+        always: bool = False,
+    ) -> dict[str, Any]:
+        """The same of a phase that changes the model in place, weights and all.
+
+        Args:
+            name: of the phase.
+            model: has the weights of the phase before, and after this call those of this one.
+            make_: changes them; the value is the rest of the result.
+            ready_: gives the model, by the rest of the result, the modules that it has after `make_`; the same if None.
+            always: write the weights however quickly they were made.
+        """
+        folder = self.folder / name
+        if by_first(folder.is_dir):
+            found = dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+            if ready_ is not None:
+                ready_(found)
+            load_weights_(model, folder / "weights.safetensors")
+            return found
+        start = time.monotonic()
+        made = make_()
+        seconds = time.monotonic() - start
+
+        def write() -> None:
+            if not (always or self.keeping.worth(seconds)):
+                return
+            with self._writing(name, needs=num_bytes(model)), temporary_beside(folder) as temporary:
+                save_weights(model, temporary / "weights.safetensors")
+                write_text(temporary / "result.json", json.dumps(made))
+                replaced(temporary, folder)
+            shutil.rmtree(self.training(name).folder, ignore_errors=True)  # done with
+
+        by_first(write)
+        return made
+
+    def training(self, name: str) -> Keeping:
+        """Where a training inside a phase keeps its checkpoints."""
+        return self.keeping.within(f"{name}-training")
+
+    def take_along(self, about: Path) -> None:
+        """Copy the request, the log, and what trainings reported to TensorBoard, to where they stay."""
+        for name in (_REQUEST, _LOG):
+            shutil.copy2(self.folder / name, about / name)
+        for runs in self.folder.glob("*-training/runs"):
+            shutil.copytree(runs, about / "runs" / runs.parent.name)
+
+    def forget(self) -> None:
+        """Remove it all: there is nothing to go on from."""
+        if is_first():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def _writing(self, name: str, needs: int | None = None) -> Iterator[None]:
+        """A signal waits for what is being written, and a full disk is said."""
+        then = f"what was done before is kept: make room, and {_GO_ON}"
+        with finishing(), full_disk_named(self.folder / name, needs=needs, then=then):
+            yield
+
+
+def open_work(out: str | Path, asked: dict[str, Any], *, resume: bool, minutes: float = 5.0) -> Work:
+    """The work directory; what lies there must be this very run, and `resume` must say so. Nothing is written yet.
 
     Args:
         out: the run's output.
         asked: what makes two runs the same run, as plain JSON values; an unfinished run has it in `request.json`.
         resume: whether the run is to go on.
+        minutes: see `Keeping`.
 
     Raises:
         RequestError: if there is an unfinished run that is not to go on, or another, or none that could.
         OutputError: if something else is in its place.
     """
-    work = work_directory(out)
-    known = work / "request.json"
+    folder = work_directory(out)
+    known = folder / _REQUEST
+    work = Work(keeping=Keeping(folder=folder, minutes=minutes))
     if not resume:
         if known.exists():
             raise RequestError(
-                f"{work} holds an unfinished run; add --resume to go on with it, or remove it to start over"
+                f"{folder} holds an unfinished run; add --resume to go on with it, or remove it to start over"
             )
-        if work.exists() and not (work.is_dir() and not any(work.iterdir())):
-            raise OutputError(f"{work} is needed while the run lasts, and holds something else; choose another --out")
+        if folder.exists() and not (folder.is_dir() and not _foreign(folder)):
+            raise OutputError(f"{folder} is needed while the run lasts, and holds something else; choose another --out")
         return work
     if not known.is_file():
-        raise RequestError(f"there is nothing to resume: {work} holds no unfinished run; leave --resume out")
+        raise RequestError(f"there is nothing to resume: {folder} holds no unfinished run; leave --resume out")
+    _check_same(asked, known)
+    return work
+
+
+def _check_same(asked: dict[str, Any], known: Path) -> None:
     before = json.loads(known.read_text(encoding="utf-8"))
     different = [name for name in asked if asked[name] != before.get(name)]
     if different:
         raise RequestError(
-            f"the unfinished run in {work} had another {different[0]}; give the same options to resume it, or remove it"
+            f"the unfinished run in {known.parent} had another {different[0]}; give the same options to resume it, or "
+            "remove it"
         )
-    return work
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether there is more than a run leaves that was killed before it had written its request."""
+    return any(path.name != _LOG and not path.name.startswith(".request.json.") for path in folder.iterdir())
 
 
 @contextmanager
-def resumable(work: Path) -> Iterator[None]:
-    """Say on an interrupt what is kept; what holds nothing yet, or a run that ended well, is removed."""
-    created = [folder for folder in work.parents if not folder.exists()]  # the deepest first
-    try:
+def resumable(work: Work, *, command: str = "") -> Iterator[None]:
+    """Hold the work directory, log into it, and say on an interrupt what is kept; after a run that ended well, it is removed.
+
+    Args:
+        work: what `open_work` gave.
+        command: the command line without secrets, for the log.
+
+    Raises:
+        RequestError: if another process is at it.
+    """
+    if not is_first():  # the first process sees to all that is on the disk
         yield
-    except BaseException as error:
-        if not (work / "start").is_dir() and not (work / "dense").is_dir():
-            shutil.rmtree(work, ignore_errors=True)
-            with suppress(OSError):  # not empty: somebody else uses them
-                for folder in created:
-                    folder.rmdir()
-        elif isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(
-                f"what was done is kept in {work}; run the same command with --resume to go on"
-            ) from None
-        raise
-    shutil.rmtree(work, ignore_errors=True)
+        return
+    folder = work.folder
+    created = [each for each in folder.parents if not each.exists()]  # the deepest first
+    with full_disk_named(folder, then="nothing was written: make room, or choose another --out"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with held(folder) as mine:
+        if mine is False:
+            raise RequestError(f"another process is at the run in {folder}; wait for it, or choose another --out")
+        try:
+            with logging_to(folder / _LOG, command):
+                yield
+        except BaseException as error:
+            if {path.name for path in folder.glob("*")} <= _NOTHING:
+                work.forget()
+                with suppress(OSError):  # not empty: somebody else uses them
+                    for each in created:
+                        each.rmdir()
+            elif isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"what was done is kept in {folder}; {_GO_ON}") from None
+            raise
+        work.forget()

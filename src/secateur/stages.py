@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import time
 from collections.abc import Collection, Iterator
@@ -27,8 +28,10 @@ from secateur.plan import PruningPlan, write_json
 from secateur.processes import agreed
 from secateur.progress import Progress, duration
 from secateur.report.card import inherited_metadata, model_card
+from secateur.report.log import run_log
 from secateur.report.page import load_run, report_page
 from secateur.report.record import count_parameters, directory_size
+from secateur.request import Pruned
 from secateur.surgery.checkpoint import Proof, bypassed_logits, prove_checkpoint, save_checkpoint
 from secateur.surgery.live import remove_layers_
 from secateur.training.recovery import Recovery
@@ -39,6 +42,7 @@ __all__ = [
     "agreed_plan",
     "check_cut",
     "cut_copy",
+    "handed_over",
     "preflight",
     "quality",
     "sharing_copy",
@@ -73,7 +77,8 @@ class Stages:
             yield
         finally:
             self.seconds[name] = round(time.monotonic() - start, 3)
-            logger.info("%s: %.1f s", name, self.seconds[name])
+            into = logger if logger.isEnabledFor(logging.INFO) else run_log
+            into.info("%s: %.1f s", name, self.seconds[name])
 
 
 def preflight(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost: Cost, run: Run) -> str:
@@ -221,6 +226,15 @@ def add_speed(dense: dict[str, Any], pruned: dict[str, Any], model: Any, pruned_
         for metrics, name in ((dense, "dense"), (pruned, "pruned")):
             metrics["prefill_tokens_per_second"] = prompt_tokens / median(laps.prefill for laps in measured[name])
             metrics["decode_tokens_per_second"] = new_tokens / median(laps.decode for laps in measured[name])
+
+
+def handed_over(out: str | Path) -> Pruned:
+    """What a run that had come to its end has left at `out`."""
+    about = Path(out).expanduser() / "secateur"
+    record = json.loads((about / "record.json").read_text(encoding="utf-8"))
+    return Pruned(
+        path=Path(out), plan=PruningPlan.load(about / "plan.json"), proof=Proof(**record["proof"]), record=record
+    )
 
 
 def write_about(directory: Path, source: str | Path, plan: PruningPlan, record: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ Trainer's checkpoints. It vanishes when the run ends well; after an interrupt, `
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,16 +25,28 @@ from secateur.evaluation.tasks import Metric, task_score
 from secateur.loading import autocast_dtype, load_model, load_tokenizer
 from secateur.methods import Method, Run, method_named
 from secateur.methods.gradpruner import GradPruner
-from secateur.plan import PruningPlan, write_json
+from secateur.plan import PruningPlan
 from secateur.processes import by_first, sharded
 from secateur.progress import Progress, Silent, duration
-from secateur.report.record import count_parameters, describe_model, directory_size, run_record
+from secateur.report.log import Logged
+from secateur.report.record import count_parameters, describe_model, directory_size, redacted_command, run_record
 from secateur.request import Pruned, Target, num_to_drop
-from secateur.resumption import open_work, resumable
-from secateur.stages import Stages, add_speed, agreed_plan, check_cut, tokens_per_second, write_about, write_and_prove
-from secateur.surgery.checkpoint import Proof, bypassed_logits, save_checkpoint
+from secateur.resumption import Work, finished, identity, open_work, resumable
+from secateur.stages import (
+    Stages,
+    add_speed,
+    agreed_plan,
+    check_cut,
+    handed_over,
+    tokens_per_second,
+    write_about,
+    write_and_prove,
+)
+from secateur.surgery.checkpoint import Proof, bypassed_logits
 from secateur.surgery.live import remove_layers_
 from secateur.surgery.output import check_output, new_directory
+from secateur.surgery.weights import num_bytes
+from secateur.training.checkpoints import Keeping
 from secateur.training.lora import gradient_checkpointing_quietly
 from secateur.training.precision import Stored, in_float32, round_back_, to_float32_
 from secateur.training.rows import Rows, rows_of
@@ -57,6 +68,7 @@ def tune(
     tune_dense: bool = False,
     overwrite: bool = False,
     resume: bool = False,
+    checkpoint_minutes: float = 5.0,
     dtype: str = "auto",
     precision: str = "auto",
     revision: str | None = None,
@@ -81,6 +93,8 @@ def tune(
         tune_dense: fine-tune the dense model alike first, for comparison.
         overwrite: replace a checkpoint that is at `out`.
         resume: go on with the run that was interrupted.
+        checkpoint_minutes: checkpoints are written between epochs as well where as much work would be lost otherwise; 0 is after
+            every step.
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`. Full training with `auto` trains 16-bit weights in
             float32, and writes them as they were stored.
         precision: of forward and backward passes in training: `auto`, `fp32`, `bf16`.
@@ -100,29 +114,32 @@ def tune(
         method=method_named(method)() if isinstance(method, str) else method, precision=precision, revision=revision,
         seed=seed, trust_remote_code=trust_remote_code, merge_adapters=merge_adapters, tune_dense=tune_dense,
     )  # fmt: skip
-    stages = Stages(progress or Silent())
+    stages = Stages(Logged(progress or Silent()))
+    if resume and by_first(lambda: finished(out)):
+        by_first(lambda: open_work(out, asked.identity(), resume=True)).forget()
+        return handed_over(out)
     check_output(out, overwrite=overwrite)
-    work = by_first(lambda: open_work(out, asked.identity(), resume=resume))
-    with resumable(work), PeakMemory() as memory:
+    work = by_first(lambda: open_work(out, asked.identity(), resume=resume, minutes=checkpoint_minutes))
+    with resumable(work, command=redacted_command(command or sys.argv)), PeakMemory() as memory:
         with stages.stage("load"):
             decoder, bench = _loaded(asked, stages.progress)
             model, about = decoder.model, describe_model(decoder.model, id=str(source), revision=revision)
         stages.progress.note(_preflight(asked, bench, decoder))
-        by_first(lambda: _begin(work, asked))
+        work.begin({**asked.identity(), "data": bench.data.describe(), "config": about["config_sha256"]})
         with stages.stage("measure dense"):
             bench.measure("dense", model, "measuring the dense model on the task")
         if tune_dense:
             with stages.stage("fine-tune dense"):
-                _tune_dense(asked, bench, work / "dense")
+                _tune_dense(asked, bench, work.training("dense"))
         with stages.stage("choose and cut"):
             stored = to_float32_(model) if asked.wide else []
             plan, preparation, proof_ids = _pruned_start_(asked, bench, decoder, work)
         stages.progress.note(f"layers dropped: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
         with stages.stage("fine-tune"):
-            tuned, training = bench.fine_tune_(model, work / "training")
+            tuned, training = bench.fine_tune_(model, work.training("start"))
 
         def written() -> tuple[Proof, dict[str, Any]]:
-            with new_directory(out, overwrite=overwrite) as directory:
+            with new_directory(out, overwrite=overwrite, needs=num_bytes(unwrapped(tuned))) as directory:
                 with stages.stage("prove"):
                     proof, proved = _write_and_prove(asked, bench, tuned, stored, proof_ids, directory, out)
                 with stages.stage("measure pruned"):
@@ -150,6 +167,7 @@ def tune(
                     seed=seed,
                 )
                 write_about(directory, source, plan, record)
+                work.take_along(directory / "secateur")
             return proof, record
 
         proof, record = by_first(written)
@@ -176,13 +194,12 @@ class _Asked:
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run."""
-        body = {
-            "model": str(self.source), "method": {"name": self.method.name, **self.method.options()},
-            "task": asdict(self.task), "target": asdict(self.target), "tuning": asdict(self.tuning),
-            "metric": self.metric, "dtype": self.dtype, "precision": self.precision, "revision": self.revision,
-            "seed": self.seed,
-        }  # fmt: skip
-        return dict(json.loads(json.dumps(body, default=str)))
+        return identity(
+            model=str(self.source), method={"name": self.method.name, **self.method.options()}, task=asdict(self.task),
+            target=asdict(self.target), tuning=asdict(self.tuning), metric=self.metric, dtype=self.dtype,
+            precision=self.precision, revision=self.revision, seed=self.seed, tune_dense=self.tune_dense,
+            merge_adapters=self.merge_adapters,
+        )  # fmt: skip
 
     @property
     def wide(self) -> bool:
@@ -224,10 +241,10 @@ class _Workbench:
             "num_layers": layers, "num_parameters": count_parameters(model), "task": result.describe(),
         }  # fmt: skip
 
-    def fine_tune_(self, model: Any, work: Path, description: str = "fine-tuning") -> tuple[Any, dict[str, Any]]:
+    def fine_tune_(self, model: Any, keeping: Keeping, description: str = "fine-tuning") -> tuple[Any, dict[str, Any]]:
         """Fine-tune, and keep the epoch that is best on the validation examples; `dense` was measured before."""
         return fine_tune_(
-            Decoder(model), self.rows, settings=self.tuning, work=work,
+            Decoder(model), self.rows, settings=self.tuning, work=keeping.folder, checkpoint_minutes=keeping.minutes,
             validate=lambda trained: {"score": self._score(trained, self.data.validation).value},
             greater_is_better=self.results["dense"].greater_is_better, precision=self.run.precision,
             seed=self.run.seed, progress=self.run.progress, description=description,
@@ -270,12 +287,6 @@ def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
     )
 
 
-def _begin(work: Path, asked: _Asked) -> None:
-    """Write down what was asked for."""
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / "request.json", asked.identity())
-
-
 def _preflight(asked: _Asked, bench: _Workbench, decoder: Decoder) -> str:
     """One line: examples, tokens and about how long, from a short measurement here."""
     rows, tuning, method = bench.rows, asked.tuning, asked.method
@@ -297,52 +308,44 @@ def _preflight(asked: _Asked, bench: _Workbench, decoder: Decoder) -> str:
     )
 
 
-def _tune_dense(asked: _Asked, bench: _Workbench, work: Path) -> None:
+def _tune_dense(asked: _Asked, bench: _Workbench, keeping: Keeping) -> None:
     """Fine-tune the dense model alike, and measure it; its checkpoints are kept for a run that is resumed."""
     model = asked.load_model()
     with in_float32(model, wanted=asked.wide):
-        tuned, training = bench.fine_tune_(model, work, "fine-tuning the dense model")
+        tuned, training = bench.fine_tune_(model, keeping, "fine-tuning the dense model")
     bench.measure("dense_tuned", tuned, "measuring the dense model, fine-tuned")
     bench.metrics["dense_tuned"]["training"] = training
 
 
 def _pruned_start_(
-    asked: _Asked, bench: _Workbench, decoder: Decoder, work: Path
+    asked: _Asked, bench: _Workbench, decoder: Decoder, work: Work
 ) -> tuple[PruningPlan, dict[str, Any], torch.Tensor]:
     """The pruned model before its fine-tuning, cut in place: made and checked here, or taken from an interrupted run."""
     model, method = decoder.model, asked.method
     windows = calibration_windows(bench.data.train, model, bench.tokenizer)
     proof_ids = windows.take(2).input_ids
-    start = work / "start"
-    if by_first(start.is_dir):
-        plan = PruningPlan.load(work / "plan.json")
+
+    def make_() -> dict[str, Any]:
+        if asked.target.layers is None:
+            plan = method.plan_on_task(
+                decoder, bench.rows, windows, drop=num_to_drop(asked.target, decoder), run=bench.run,
+                total_steps=asked.tuning.num_steps(len(bench.rows)),
+            )  # fmt: skip
+        else:
+            given = method.given(asked.target.layers, decoder.num_layers)
+            plan = method.completed(given, decoder, windows, bench.run)
+        plan = agreed_plan(plan)
+        preparation = method.prepare_(decoder, windows, plan, run=bench.run) if method.prepares else {}
+        expected = bypassed_logits(decoder, plan.dropped, proof_ids)
         remove_layers_(model, plan.dropped)
-        weights = load_model(start, device="cpu", trust_remote_code=asked.trust_remote_code).state_dict()
-        model.load_state_dict(weights)
-        return plan, dict(json.loads((work / "preparation.json").read_text(encoding="utf-8"))), proof_ids
-    if asked.target.layers is None:
-        plan = method.plan_on_task(
-            decoder, bench.rows, windows, drop=num_to_drop(asked.target, decoder), run=bench.run,
-            total_steps=asked.tuning.num_steps(len(bench.rows)),
-        )  # fmt: skip
-    else:
-        given = method.given(asked.target.layers, decoder.num_layers)
-        plan = method.completed(given, decoder, windows, bench.run)
-    plan = agreed_plan(plan)
-    preparation = method.prepare_(decoder, windows, plan, run=bench.run) if method.prepares else {}
-    expected = bypassed_logits(decoder, plan.dropped, proof_ids)
-    remove_layers_(model, plan.dropped)
-    check_cut(bypassed_logits(Decoder(model), (), proof_ids), expected)
-    by_first(lambda: _keep_start(model, bench, plan, preparation, work))
-    return plan, preparation, proof_ids
+        check_cut(bypassed_logits(Decoder(model), (), proof_ids), expected)
+        work.keep_plan(plan)
+        return {"dropped": list(plan.dropped), "preparation": preparation}
 
-
-def _keep_start(model: Any, bench: _Workbench, plan: PruningPlan, preparation: dict[str, Any], work: Path) -> None:
-    """Keep the pruned model before its fine-tuning, for a run that is resumed."""
-    plan.save(work / "plan.json")
-    write_json(work / "preparation.json", preparation)
-    with new_directory(work / "start") as directory:
-        save_checkpoint(model, bench.tokenizer, directory)
+    found = work.once_with_weights_(
+        "start", model, make_, ready_=lambda found: remove_layers_(model, found["dropped"]), always=True
+    )
+    return work.kept_plan(), found["preparation"], proof_ids
 
 
 def _write_and_prove(

@@ -1,7 +1,7 @@
 """The command line: each command is a file here, its options typed settings that jsonargparse reads and explains.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 2 the request was wrong; 1 it failed
-on the way; 130 interrupted. Heavy imports are inside the commands, so that `--help` is fast.
+on the way; 130 interrupted, 143 terminated. Heavy imports are inside the commands, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import sys
 import tempfile
 import traceback
@@ -18,11 +17,13 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from secateur.cli.words import check_settings_files, explained, one_line, refuse_settings_of_others, with_underscores
 from secateur.errors import RequestError, SecateurError
 from secateur.processes import apart, fails_first, is_first, is_of_another, joined, launched
+from secateur.report.record import redacted_text
+from secateur.signals import watched
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -61,13 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
         words = ["--help"]
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        return _run(words)
-    except SystemExit as done:  # the parser's --help and --print-config
-        return int(done.code or 0)
-    except (KeyboardInterrupt, Exception) as error:
-        return _failed(error, debug)
+    with watched(_say) as watch:
+        try:
+            return _run(words)
+        except SystemExit as done:  # the parser's --help and --print-config
+            return int(done.code or 0)
+        except (KeyboardInterrupt, Exception) as error:
+            code = _failed(error, debug)
+            return 128 + watch.number if isinstance(error, KeyboardInterrupt) and watch.number else code
 
 
 def _failed(error: BaseException, debug: bool) -> int:
@@ -127,7 +129,8 @@ def _run(words: list[str]) -> int:
     values = instantiate(parsed)
     quiet, verbose = values.pop("quiet"), values.pop("verbose")
     values.pop("config", None)
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     if not verbose:
         warnings.simplefilter("ignore")
         for name in ("httpx", "huggingface_hub", "transformers", "datasets", "accelerate"):
@@ -192,7 +195,7 @@ def _parser(command: str) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="read options from a YAML file; --print-config writes one")
     module.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="no progress, and errors alone")
     parser.add_argument("--verbose", action="store_true", help="say more on standard error")
     return parser
 
@@ -211,17 +214,13 @@ def _module(command: str) -> Any:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+    print(redacted_text(message), file=sys.stderr)
 
 
 def _keep_traceback() -> str:
     with tempfile.NamedTemporaryFile("w", prefix="secateur-", suffix=".log", delete=False, encoding="utf-8") as file:
-        traceback.print_exc(file=file)
+        file.write(redacted_text(traceback.format_exc()))
     return file.name
-
-
-def _terminated(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--tables", type=str, metavar="DIR", help="only write tables and plots of the results in DIR")
 
 
-def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
+def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
     if options["tables"] is not None:
         _tables(options, progress)
@@ -39,6 +39,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         raise RequestError(f"missing {', '.join(missing)} (see secateur compare --help)")
     from secateur.compare.results import STATES
     from secateur.compare.run import compare
+    from secateur.report.record import redacted_command
 
     outcome = compare(
         options["comparison"],
@@ -48,6 +49,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         dry_run=options["dry_run"],
         remake=options["remake"],
         progress=progress,
+        command=redacted_command(words),
     )
     counts: dict[str, int] = {state: outcome.count(state) for state in STATES}
     if options["json"]:

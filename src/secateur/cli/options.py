@@ -22,6 +22,7 @@ __all__ = [
     "add_out",
     "add_placement",
     "add_recovery",
+    "add_resume",
     "add_seed",
     "add_target",
     "check_file",
@@ -32,6 +33,7 @@ __all__ = [
     "print_json",
     "print_pruned",
     "recovery_of",
+    "resume_of",
     "settings_of",
     "target_of",
     "text_of",
@@ -136,6 +138,27 @@ def add_out(
     """The new directory."""
     parser.add_argument("--out", type=str, required=default is None, default=default, help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there, if it is a checkpoint")
+
+
+def add_resume(parser: ArgumentParser) -> None:
+    """Going on with a run that was interrupted, and what is kept for that."""
+    parser.add_argument("--resume", action="store_true", help="go on with the run to --out that was interrupted")
+    parser.add_argument(
+        "--checkpoint_minutes", type=float, default=5.0,
+        help="weights are kept, to go on from, where so many minutes of work would be lost otherwise; 0 after every step",
+    )  # fmt: skip
+
+
+def resume_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The same, as `prune` and `tune` take it.
+
+    Raises:
+        RequestError: if the time is less than none.
+    """
+    minutes = options["checkpoint_minutes"]
+    if not minutes >= 0:
+        raise RequestError(f"--checkpoint-minutes is a time of 0 minutes or more, not {minutes:g}")
+    return {"resume": options["resume"], "checkpoint_minutes": minutes}
 
 
 def add_format(parser: ArgumentParser) -> None:

@@ -10,12 +10,14 @@ from secateur.cli.options import (
     add_method,
     add_out,
     add_recovery,
+    add_resume,
     add_target,
     converter_of,
     loading_of,
     method_of,
     print_pruned,
     recovery_of,
+    resume_of,
     target_of,
     text_of,
 )
@@ -41,6 +43,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_method(parser, default="elder")
     add_target(parser, budgets=True)
     add_recovery(parser)
+    add_resume(parser)
     add_out(parser)
     add_format(parser)
     add_loading(parser)
@@ -61,6 +64,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         recovery=recovery_of(options),
         out=options["out"],
         overwrite=options["overwrite"],
+        **resume_of(options),
         **loading_of(options),
         progress=progress,
         command=words,

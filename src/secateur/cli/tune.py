@@ -8,10 +8,12 @@ from secateur.cli.options import (
     add_loading,
     add_method,
     add_out,
+    add_resume,
     add_target,
     loading_of,
     method_of,
     print_json,
+    resume_of,
     settings_of,
     target_of,
 )
@@ -39,7 +41,7 @@ def add_options(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--merge_adapters", action="store_true", help="with --train lora, write one plain checkpoint")
     parser.add_argument("--tune_dense", action="store_true", help="fine-tune the dense model alike, for comparison")
-    parser.add_argument("--resume", action="store_true", help="go on with the run to --out that was interrupted")
+    add_resume(parser)
     add_method(parser, default="gradpruner")
     add_target(parser)
     add_out(parser)
@@ -64,7 +66,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         merge_adapters=options["merge_adapters"],
         tune_dense=options["tune_dense"],
         overwrite=options["overwrite"],
-        resume=options["resume"],
+        **resume_of(options),
         **loading_of(options),
         progress=progress,
         command=words,

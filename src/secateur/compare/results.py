@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from secateur.compare.cells import Cell, differing
 from secateur.compare.claims import claimed
+from secateur.disk import is_full
 from secateur.errors import OutputError, RequestError
 from secateur.plan import finite, write_json
 from secateur.surgery.output import check_output
@@ -68,6 +69,8 @@ class Results:
             for name in ("cells", "dense", "plans", "locks"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if is_full(error):
+                raise
             raise OutputError(f"cannot write to {self.folder}: {error.strerror}; choose another --out") from error
 
     # ---- cells -----------------------------------------------------------------------------------------------------

@@ -27,8 +27,10 @@ from secateur.compare.config import read_comparison
 from secateur.compare.results import STATES, Results, State
 from secateur.compare.tables import perplexity_text, write_tables
 from secateur.compare.workbench import Workbench, check_tasks
+from secateur.disk import full_disk_named, is_full
 from secateur.errors import RequestError, SecateurError, WriteError
 from secateur.progress import Progress, Silent, duration
+from secateur.report.log import Logged, logging_to
 
 __all__ = ["Outcome", "compare", "make_tables"]
 
@@ -65,6 +67,7 @@ def compare(
     dry_run: bool = False,
     remake: bool = False,
     progress: Progress | None = None,
+    command: str = "",
 ) -> Outcome:
     """Make the cells that are not done, then the tables and plots of all that are.
 
@@ -79,12 +82,13 @@ def compare(
         dry_run: only say which cells there are, and how far.
         remake: make cells anew whose settings have changed, instead of refusing.
         progress: who watches.
+        command: the command line, without secrets, for the log in `DIR/run.log`.
 
     Raises:
         RequestError: if something asked for cannot be; nothing was changed.
         WriteError: if a result cannot be written.
     """
-    start, progress = time.monotonic(), progress or Silent()
+    start, progress = time.monotonic(), Logged(progress or Silent())
     if max_minutes is not None and not max_minutes >= 0:
         raise RequestError(f"--max-minutes must be 0 or more, not {max_minutes:g}")
     comparison = read_comparison(config)
@@ -105,17 +109,18 @@ def compare(
         results.check_made_alike(matrix.requests)
     if dry_run:
         return matrix.outcome()
-    results.open()
-    results.index(every)
+    go_on = "what is done is kept: make room, and run the same command to go on"
     try:
-        _make_all(bench, matrix, progress, _Limit(start, max_minutes))
+        with full_disk_named(results.folder, then=go_on):
+            results.open()
+            results.index(every)
+            with logging_to(results.folder / "run.log", command):
+                _make_all(bench, matrix, progress, _Limit(start, max_minutes))
+            make_tables(out, progress=progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"what is done is kept in {out}; run the same command to go on") from None
     except OSError as error:
-        raise WriteError(
-            f"cannot write to {out}: {error.strerror or error}; make room, and run the same command to go on"
-        ) from error
-    make_tables(out, progress=progress)
+        raise WriteError(f"cannot write to {out}: {error.strerror or error}; {go_on}") from error
     return matrix.outcome()
 
 
@@ -226,6 +231,8 @@ def _made(bench: Workbench, matrix: _Matrix, cell: Cell) -> str:
     try:
         result = bench.make(cell, most=matrix.most[plan_id(cell)])
     except Exception as error:  # whatever it is, the other cells do not depend on it
+        if is_full(error):
+            raise
         logger.debug("%s failed", cell.id, exc_info=True)
         line = " ".join(str(error).split()) or type(error).__name__
         line = line if isinstance(error, SecateurError) else f"{type(error).__name__}: {line}"

@@ -23,6 +23,8 @@ from secateur.step import Step
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from secateur.training.checkpoints import Keeping
+
 __all__ = ["Cost", "Method", "Run", "Step", "calibration_loss", "next_token_loss"]
 
 
@@ -38,6 +40,9 @@ class Run:
 
     progress: Progress = field(default_factory=Silent)
     """Who watches."""
+
+    keeping: Keeping | None = None
+    """Where a training inside keeps its checkpoints, and goes on from them; nowhere if None."""
 
     def autocast(self, decoder: Decoder) -> torch.autocast:
         """Mixed precision as asked for."""

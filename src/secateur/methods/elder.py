@@ -104,6 +104,7 @@ class Elder(GateLearning, RemovalTraining, Method):
                 precision=run.precision,
                 seed=run.seed,
                 progress=run.progress,
+                keeping=run.keeping,
             )
         return report
 

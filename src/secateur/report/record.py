@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -27,6 +28,7 @@ __all__ = [
     "describe_model",
     "directory_size",
     "redacted_command",
+    "redacted_text",
     "run_record",
     "versions",
     "weights_size",
@@ -36,6 +38,10 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safeten
 _HIDDEN = "***"
 _SECRET_NAMES = frozenset({"token", "hf_token", "hub_token", "access_token", "auth_token", "api_key", "password"})
 _SECRET_TEXT = re.compile(r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{8,}|(?<=://)[^/\s@]+(?=@)")
+_SECRET_VARIABLES = (
+    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD",
+)  # fmt: skip
+_SHORTEST_SECRET = 8  # a shorter value may be a word of the text
 _CONFIG_NOISE = frozenset({"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"})
 
 
@@ -109,6 +115,7 @@ def run_record(
         "peak_memory_bytes": peak_memory_bytes,
         "seed": seed,
         **({"processes": num_launched()} if launched() else {}),
+        "git_revision": git_revision(),
         "versions": versions(),
     }
     plain: dict[str, Any] = _redacted(record)
@@ -176,6 +183,25 @@ def redacted_command(command: Sequence[str]) -> str:
     return shlex.join(words)
 
 
+def redacted_text(text: str) -> str:
+    """A text with what looks like an access token, and what this process has as one, as `***`."""
+    for name in _SECRET_VARIABLES:
+        secret = os.environ.get(name, "")
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, _HIDDEN)
+    return _SECRET_TEXT.sub(_HIDDEN, text)
+
+
+def git_revision() -> str | None:
+    """The commit that the working directory is at, with `-dirty` where files differ from it; None outside of git."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
 def versions() -> dict[str, str | None]:
     """The versions of what ran: packages (None if not installed), Python, platform and accelerator."""
     found: dict[str, str | None] = {"python": platform.python_version(), "platform": platform.platform()}
@@ -197,7 +223,7 @@ def _redacted(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _HIDDEN if item and _is_secret(str(key)) else _redacted(item) for key, item in value.items()}
     if isinstance(value, (str, Path)):
-        return _SECRET_TEXT.sub(_HIDDEN, str(value))
+        return redacted_text(str(value))
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_redacted(item) for item in value]
     return value

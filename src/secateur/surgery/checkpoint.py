@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.decoder import Decoder, evaluating
-from secateur.errors import ModelError, ProofError, WriteError
+from secateur.errors import ModelError, ProofError
 from secateur.loading import load_model, quiet_transformers
 from secateur.surgery.legacy import make_readable_before_5_
 
@@ -34,19 +34,13 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 def save_checkpoint(model: Any, tokenizer: Any, directory: Path) -> None:
     """Write configuration, safetensors, tokenizer, chat template and generation settings to an existing directory.
 
-    Raises:
-        WriteError: if the disk is full or fails.
+    `new_directory` says it where the disk is full.
     """
-    from safetensors import SafetensorError
-
-    try:
-        with quiet_transformers():
-            model.save_pretrained(directory)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(directory)
+    with quiet_transformers():
+        model.save_pretrained(directory)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
         make_readable_before_5_(directory, type(model.config))
-    except SafetensorError as error:
-        raise WriteError(f"cannot write the weights ({error}); make room, or choose another --out") from error
     for file in directory.glob("*.safetensors"):  # the writer makes them private to the user; other files are not
         file.chmod(0o644)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from secateur.disk import full_disk_named, replaced, sweep, temporary_beside
 from secateur.errors import OutputError, WriteError
 
 __all__ = ["check_output", "new_directory"]
@@ -47,44 +48,38 @@ def _check_target(target: Path, out: str | Path, overwrite: bool, marker: str) -
 
 
 @contextmanager
-def new_directory(out: str | Path, *, overwrite: bool = False, marker: str = "config.json") -> Iterator[Path]:
+def new_directory(
+    out: str | Path, *, overwrite: bool = False, marker: str = "config.json", needs: int | None = None
+) -> Iterator[Path]:
     """A temporary directory beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
+
+    What a process that was killed has left there is swept away first.
+
+    Args:
+        out: the directory.
+        overwrite: whether what is there may be replaced.
+        marker: the file by which what is there is known as such a checkpoint.
+        needs: about how many bytes will be written, if known.
 
     Raises:
         OutputError: if `out` cannot be written to.
-        WriteError: if writing fails half-way, as on a full disk.
+        WriteError: if writing fails half-way, as on a full disk, or there is less room than it takes.
     """
     target = check_output(out, overwrite=overwrite, marker=marker)
     created = [folder for folder in target.parents if not folder.exists()]  # the deepest first
-    temporary: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-        temporary.chmod(0o755)
-        yield temporary
-        _replace(temporary, target)
-    except OSError as error:
+        with full_disk_named(target, needs=needs, then="nothing is left there: make room, or choose another --out"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sweep(target)
+            with temporary_beside(target) as temporary:
+                yield temporary
+                replaced(temporary, target)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
         raise WriteError(
-            f"cannot write {out}: {error.strerror or error}; nothing is left there: make room, or choose another --out"
+            f"cannot write {out}: {why}; nothing is left there: make room, or choose another --out"
         ) from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):  # not empty: it ended well, or somebody else uses them
             for folder in created:
                 folder.rmdir()
-
-
-def _replace(temporary: Path, target: Path) -> None:
-    """Move `temporary` to `target`; what was there is put aside first, and comes back if the move fails."""
-    if not target.exists():
-        temporary.rename(target)
-        return
-    aside = temporary.with_suffix(".old")
-    target.rename(aside)
-    try:
-        temporary.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

@@ -22,6 +22,7 @@ from secateur.errors import RequestError
 from secateur.progress import Progress
 from secateur.settings import check_above_zero, check_at_least, check_choices, check_divides
 from secateur.step import Step
+from secateur.training.checkpoints import Keeping
 from secateur.training.precision import in_float32
 from secateur.training.removal import RemovalTraining, removal_arguments, train_towards_removal_
 from secateur.training.trainer import check_trainer_options
@@ -196,6 +197,7 @@ def recover_(
     wide: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
+    keeping: Keeping | None = None,
 ) -> dict[str, Any]:
     """Train a pruned model in place; adapters are merged at the end, so that it stays a plain model.
 
@@ -208,6 +210,7 @@ def recover_(
         wide: train 16-bit weights in float32, and round them back at the end.
         seed: of the order of the windows, dropout and adapters.
         progress: told of each step.
+        keeping: where checkpoints are, from which the training goes on; none are written if None.
 
     Returns:
         `kind`, `rate`, `steps`, `windows`, `tokens` (windows times their length), `passes` over the data, `seconds`, and
@@ -229,7 +232,7 @@ def recover_(
             report = train_towards_removal_(
                 decoder, (), _in_order(data, windows, seed), settings=_training(settings),
                 teacher=teacher if settings.needs_teacher else None, precision=precision, seed=seed, progress=progress,
-                description="recovering",
+                description="recovering", keeping=keeping,
             )  # fmt: skip
     return {
         "kind": settings.recover,

@@ -18,12 +18,13 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 
 from secateur.data import TokenBatches
 from secateur.decoder import Activations, Decoder, unwrapped
@@ -32,6 +33,8 @@ from secateur.processes import summed_
 from secateur.progress import Progress, Silent
 from secateur.settings import check_above_zero, check_at_least, check_divides, check_shares
 from secateur.step import Step
+from secateur.surgery.weights import load_weights_, save_weights
+from secateur.training.checkpoints import Keeping, ResumableTrainer
 from secateur.training.distillation import distillation_loss
 from secateur.training.lora import attach_lora
 from secateur.training.partial import train_last_
@@ -48,6 +51,8 @@ from secateur.training.trainer import (
 __all__ = ["RemovalTraining", "identity_penalty", "removal_arguments", "train_towards_removal_"]
 
 logger = logging.getLogger(__name__)
+
+_TRAINED = "trained.safetensors"
 
 _RESUME = "resume_from_checkpoint"  # an argument of `Trainer.train`, beside those of the Trainer itself
 
@@ -180,6 +185,7 @@ def train_towards_removal_(
     seed: int = 0,
     progress: Progress | None = None,
     description: str = "training towards the removal",
+    keeping: Keeping | None = None,
 ) -> dict[str, Any]:
     """Train the model in place; the layers that go are still there afterwards.
 
@@ -193,6 +199,7 @@ def train_towards_removal_(
         seed: of the order of the windows, dropout and adapters.
         progress: told of each step.
         description: what the step is called.
+        keeping: where checkpoints are, from which the training goes on; none are written if None.
 
     Returns:
         `steps`, `tokens`, `losses` (a dictionary a step), `final_gate` (what is left of the layers that go).
@@ -205,7 +212,8 @@ def train_towards_removal_(
     if teacher is not None:
         teacher = teacher.eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = removal_arguments(settings, batches, precision=precision, seed=seed, scratch=scratch)
+        place = scratch if keeping is None else str(keeping.folder)
+        arguments = removal_arguments(settings, batches, precision=precision, seed=seed, scratch=place)
         with (
             given_back(decoder.model, checkpointing=bool(arguments.gradient_checkpointing)),
             _trainable(decoder, dropped, settings, seed) as model,
@@ -220,7 +228,10 @@ def train_towards_removal_(
             with (progress or Silent()).track(description, arguments.max_steps) as advance:
                 trainer.add_callback(Advance(advance))
                 try:
-                    trainer.train(resume_from_checkpoint=settings.trainer.get(_RESUME))
+                    if _RESUME in settings.trainer:
+                        trainer.train(resume_from_checkpoint=settings.trainer[_RESUME])
+                    else:
+                        trainer.carry_on(keeping)
                     trainer.check_weights()
                 finally:
                     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
@@ -235,7 +246,7 @@ def train_towards_removal_(
     }
 
 
-class _RemovalTrainer(Trainer):  # type: ignore[misc]
+class _RemovalTrainer(ResumableTrainer):
     """A Trainer whose loss knows which layers are going, and which stops on a loss that is not finite."""
 
     def __init__(
@@ -305,6 +316,36 @@ class _RemovalTrainer(Trainer):  # type: ignore[misc]
         """0 at the first step, 1 at the last, so that what fades over the whole training is gone in its last step."""
         last = int(self.args.max_steps) - 1
         return float(self.state.global_step) / last if last > 0 else 1.0
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+    def remembered(self) -> dict[str, Any]:
+        """The losses so far."""
+        return {"losses": self.losses}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on with the losses; `_load_from_checkpoint` sees to the weights."""
+        self.losses = kept.get("losses", [])
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """What is trained, by its names in memory: no family's way of writing files comes between."""
+        if state_dict is not None:  # sharded weights, gathered by accelerate
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self.model, folder / _TRAINED, only=self._trained_names())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        file = Path(resume_from_checkpoint) / _TRAINED
+        if not file.exists():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_weights_(self.model, file, only=self._trained_names())
+        self._keep_good_weights()
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     # ---- guarding against a loss that is not finite ---------------------------------------------------------------------
 
@@ -401,5 +442,6 @@ def removal_arguments(
         precision=precision,
         seed=seed,
         save_strategy="steps" if "save_steps" in theirs else "no",
-        logging_strategy="steps" if "logging_steps" in theirs else "no",
+        logging_strategy="steps" if {"logging_steps", "report_to"} & theirs.keys() else "no",
+        logging_steps=1,
     )

@@ -6,7 +6,6 @@ the score that chooses the best checkpoint, and the guard against a loss that is
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +15,14 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import TrainerState
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
 from secateur.decoder import Decoder
 from secateur.errors import TrainingDivergedError
 from secateur.loading import quiet_transformers
 from secateur.progress import Progress, Silent
 from secateur.settings import check_above_zero, check_at_least, check_choices, check_divides, check_shares
+from secateur.training.checkpoints import Keeping, ResumableTrainer
 from secateur.training.completion import LearntPositions
 from secateur.training.lora import attach_lora, lora_config
 from secateur.training.rows import Rows, collate
@@ -37,8 +36,6 @@ from secateur.training.trainer import (
 )
 
 __all__ = ["FineTuning", "check_fine_tuning", "fine_tune_"]
-
-logger = logging.getLogger(__name__)
 
 _MICRO_BATCH = 4
 _FULL_RATE, _LORA_RATE = 2e-5, 2e-4
@@ -142,6 +139,7 @@ def fine_tune_(
     description: str = "fine-tuning",
     shown_steps: int | None = None,
     save: bool = True,
+    checkpoint_minutes: float = 5.0,
 ) -> tuple[Any, dict[str, Any]]:
     """Fine-tune the model in place, from where `work` says it stopped, if it did.
 
@@ -159,6 +157,7 @@ def fine_tune_(
         description: what is being done, for the progress.
         shown_steps: how many steps the progress expects, if a callback stops early.
         save: write checkpoints.
+        checkpoint_minutes: write them between epochs as well, where as much work would be lost otherwise.
 
     Returns:
         The model (wrapped by peft with LoRA), in evaluation mode, trainable where it was; and a report: `steps`, `examples`,
@@ -184,7 +183,8 @@ def fine_tune_(
         tracked = (progress or Silent()).track(description, shown_steps or arguments.max_steps)
         with quiet_transformers(), tracked as advance:
             trainer.add_callback(Advance(advance))
-            seconds = trainer.carry_on(_last_checkpoint(work) if save else None)
+            keeping = Keeping(folder=work, minutes=checkpoint_minutes) if save else None
+            seconds = trainer.carry_on(keeping, rotate=False)  # the Trainer's own way keeps the best as well
     return model.eval(), trainer.report(seconds, batch_size=settings.batch_size)
 
 
@@ -212,19 +212,7 @@ def _trainable(decoder: Decoder, settings: FineTuning, seed: int) -> Iterator[An
             model.forward = forward
 
 
-def _last_checkpoint(work: Path) -> tuple[Path, TrainerState] | None:
-    """The newest checkpoint that was written to its end, and its state; an interrupt may leave half of one."""
-    numbers = [folder.name.rpartition("-")[2] for folder in work.glob("checkpoint-*")]
-    for number in sorted((int(number) for number in numbers if number.isdecimal()), reverse=True):
-        folder = work / f"checkpoint-{number}"
-        try:
-            return folder, TrainerState.load_from_json(str(folder / "trainer_state.json"))  # the Trainer writes it last
-        except (OSError, ValueError, TypeError):
-            logger.info("%s was not written to its end; it is not used", folder)
-    return None
-
-
-class _TaskTrainer(Trainer):  # type: ignore[misc]
+class _TaskTrainer(ResumableTrainer):
     """A Trainer that is evaluated by a function of ours, and stops on a loss that is not finite."""
 
     def __init__(self, *, validate: Callable[[Any], dict[str, float]] | None, **trainer: Any) -> None:
@@ -232,25 +220,6 @@ class _TaskTrainer(Trainer):  # type: ignore[misc]
         super().__init__(**trainer, eval_dataset=trainer["train_dataset"][:1] if validate else None)
         self.remove_callback(PrinterCallback)  # standard output is for results
         self.learnt = LearntPositions(usable=not self.args.label_smoothing_factor and self.args.n_gpu <= 1)
-
-    def carry_on(self, last: tuple[Path, TrainerState] | None) -> float:
-        """Train, from the last checkpoint if there is one; the seconds that took.
-
-        The Trainer does not know that the run of a checkpoint was over: it would do the rest of an epoch that had to stop.
-        """
-        if last is None:
-            return float(self.train().metrics["train_runtime"])
-        folder, state = last
-        if not _is_over(state):
-            return float(self.train(resume_from_checkpoint=str(folder)).metrics["train_runtime"])
-        self._load_from_checkpoint(str(folder.with_name(self.best_checkpoint(state) or folder.name)))
-        self.state = state
-        return 0.0
-
-    def best_checkpoint(self, state: TrainerState) -> str | None:
-        """The name of the checkpoint that is loaded at the end; None if that is the last."""
-        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        return Path(best).name if best else None
 
     def report(self, seconds: float, *, batch_size: int) -> dict[str, Any]:
         """How the training went, also before an interrupt."""
@@ -287,13 +256,6 @@ class _TaskTrainer(Trainer):  # type: ignore[misc]
                 f"{self.args.learning_rate:g}), or fp32 precision"
             )
         return loss
-
-
-def _is_over(state: TrainerState) -> bool:
-    """Whether the training had come to its end, or was stopped early, when this state was written."""
-    control = state.stateful_callbacks["TrainerControl"]
-    control = control[-1] if isinstance(control, list) else control
-    return bool(control["args"]["should_training_stop"])
 
 
 def _arguments(

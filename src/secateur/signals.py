@@ -1,0 +1,85 @@
+"""The first SIGINT or SIGTERM lets a step end that is worth it, the second stops at once.
+
+Only the command line watches (`watched`); in a Python program, signals are that program's own, and all else here does nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+__all__ = ["asked_to_stop", "finishing", "stop_if_asked", "watched"]
+
+
+@dataclass
+class Watch:
+    """What has come, and whether it has to wait."""
+
+    say: Callable[[str], None]
+    number: int | None = None
+    """The signal that came first."""
+
+    finishing: int = 0
+    """How many blocks that want to end are running, one in another."""
+
+    def receive(self, number: int, _: FrameType | None) -> None:
+        """Stop now, or let what runs end."""
+        first = self.number is None
+        self.number = self.number or number
+        if not (first and self.finishing):
+            raise KeyboardInterrupt
+        self.say("finishing this step, to go on from it later; once more stops at once")
+
+
+_watch: Watch | None = None
+
+
+@contextmanager
+def watched(say: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Iterator[Watch]:  # noqa: T201
+    """Watch for SIGINT and SIGTERM inside; what was done about them before comes back."""
+    global _watch  # noqa: PLW0603  signals belong to the process
+    watch = Watch(say)
+    heard = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, watch.receive) for number in heard}
+    _watch = watch
+    try:
+        yield watch
+    finally:
+        _watch = None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def asked_to_stop() -> bool:
+    """Whether a signal waits for the step to end."""
+    return _watch is not None and _watch.number is not None
+
+
+def stop_if_asked() -> None:
+    """Stop, now that the step has ended.
+
+    Raises:
+        KeyboardInterrupt: if a signal has waited for it.
+    """
+    if asked_to_stop():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """What runs inside ends before a first signal takes effect; or it asks `asked_to_stop` wherever it can stop."""
+    watch = _watch
+    if watch is None:
+        yield
+        return
+    watch.finishing += 1
+    try:
+        yield
+    finally:
+        watch.finishing -= 1
+    if not watch.finishing:
+        stop_if_asked()

@@ -1,0 +1,176 @@
+"""Checkpoints of a training that is to go on after an interrupt as if there had been none: the Trainer's own, and when.
+
+A checkpoint counts once `secateur.json` is in it, which is written last, when all else is on the disk itself: half of one
+is never read. It holds what the Trainer does not keep: the loss since it was last logged, and what a trainer of ours adds.
+
+Weights, and AdamW's two moments of each, are written where as much work would be lost otherwise as `Keeping.minutes` says, and
+never so often that it would take more than a twentieth of the time; and on a signal, after the step. Whether one is written
+changes nothing in the training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import TrainerState
+
+from secateur.disk import flush, full_disk_named
+from secateur.plan import write_text
+from secateur.processes import agreed, by_first
+from secateur.signals import asked_to_stop, finishing
+
+__all__ = ["Keeping", "ResumableTrainer"]
+
+logger = logging.getLogger(__name__)
+
+_MARK = "secateur.json"
+_SHARE = 20
+"""Between two checkpoints is so many times what the last took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Where what a run has done is kept, and when that is worth its space."""
+
+    folder: Path
+    """What lies there is gone on from."""
+
+    minutes: float = 5.0
+    """Weights are written where as much work would be lost otherwise; 0 writes them after every step."""
+
+    def within(self, name: str) -> Keeping:
+        """The same in a folder of it."""
+        return Keeping(folder=self.folder / name, minutes=self.minutes)
+
+    def worth(self, seconds: float) -> bool:
+        """Whether the weights that took so long to make are to be written."""
+        return seconds >= 60 * self.minutes
+
+
+class ResumableTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that goes on from its last whole checkpoint, to the bit."""
+
+    def carry_on(self, keeping: Keeping | None, *, rotate: bool = True) -> float:
+        """Train, from the last checkpoint if there is one, and write others; the seconds that took.
+
+        The Trainer does not know that the run of a checkpoint was over: it would do the rest of an epoch that had to stop.
+
+        Args:
+            keeping: where checkpoints are; none are read or written if None.
+            rotate: whether only the last is kept; the Trainer does that itself otherwise.
+
+        Raises:
+            WriteError: if the disk is full; the checkpoint before is whole.
+            KeyboardInterrupt: once a step has ended, if a signal had come.
+        """
+        if keeping is None:
+            return float(self.train().metrics["train_runtime"])
+        last = by_first(lambda: last_checkpoint(keeping.folder))
+        kept = {} if last is None else last[2]
+        self.add_callback(_Checkpoints(self, keeping, kept, rotate=rotate))
+        self.restore(kept)
+        if last is not None and _is_over(last[1]):
+            folder, self.state, _ = last
+            self._load_from_checkpoint(str(folder.with_name(self.best_checkpoint(self.state) or folder.name)))
+            return 0.0
+        then = "the last whole checkpoint stays: make room, and go on with --resume"
+        with full_disk_named(keeping.folder, needs=self._checkpoint_bytes(), then=then, certain=False), finishing():
+            try:
+                result = self.train(resume_from_checkpoint=None if last is None else str(last[0]))
+            except BaseException:
+                half = keeping.folder / f"checkpoint-{self.state.global_step}"
+                if not (half / _MARK).exists():
+                    shutil.rmtree(half, ignore_errors=True)
+                raise
+        return float(result.metrics["train_runtime"])
+
+    def _checkpoint_bytes(self) -> int:
+        """Of a checkpoint, about: what is trained, and AdamW's two moments of it."""
+        trained = (weight for weight in self.model.parameters() if weight.requires_grad)
+        return 3 * sum(int(weight.numel() * weight.element_size()) for weight in trained)
+
+    def best_checkpoint(self, state: TrainerState) -> str | None:
+        """The name of the checkpoint that is loaded at the end; None if that is the last."""
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        return Path(best).name if best else None
+
+    def remembered(self) -> dict[str, Any]:
+        """What else a checkpoint has to hold, as plain JSON values."""
+        return {}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Take up what `remembered` gave."""
+
+
+class _Checkpoints(TrainerCallback):  # type: ignore[misc]
+    """Asks for checkpoints in time, marks those that are whole, and stops after one where a signal has come."""
+
+    def __init__(self, trainer: ResumableTrainer, keeping: Keeping, kept: dict[str, Any], *, rotate: bool) -> None:
+        self.trainer, self.keeping, self.kept, self.rotate = trainer, keeping, kept, rotate
+        self.since, self.took = time.monotonic(), 0.0
+
+    def on_train_begin(self, _args: Any, _state: Any, *_: Any, **__: Any) -> None:
+        """Go on with the loss since it was last logged, which the Trainer begins anew."""
+        trainer = self.trainer
+        if self.kept:
+            trainer._globalstep_last_logged = self.kept["last_logged"]
+            trainer._tr_loss = torch.full_like(trainer._tr_loss, self.kept["loss_since"])
+        self.since = time.monotonic()
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint if one is due."""
+        gone = time.monotonic() - self.since
+        least = _SHARE * self.took if self.keeping.minutes else 0.0
+        due = self.keeping.worth(gone) and gone >= least and state.global_step < state.max_steps
+        if agreed(due or asked_to_stop()):
+            control.should_save = True
+        self.saving = time.monotonic()
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Mark what was just written as whole; and stop, if that is what it was for."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        about = {
+            "last_logged": self.trainer._globalstep_last_logged,
+            "loss_since": self.trainer._tr_loss.item(),
+            **self.trainer.remembered(),
+        }
+        by_first(lambda: self._mark(folder, about))  # once all have written their part
+        self.since = time.monotonic()
+        self.took = self.since - self.saving
+        if agreed(asked_to_stop()):
+            raise KeyboardInterrupt
+
+    def _mark(self, folder: Path, about: dict[str, Any]) -> None:
+        flush(folder)
+        write_text(folder / _MARK, json.dumps(about))
+        for other in folder.parent.glob("checkpoint-*") if self.rotate else ():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def last_checkpoint(folder: Path) -> tuple[Path, TrainerState, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, its state, and what is in its mark."""
+    numbers = [path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")]
+    for number in sorted((int(number) for number in numbers if number.isdecimal()), reverse=True):
+        found = folder / f"checkpoint-{number}"
+        try:
+            kept = dict(json.loads((found / _MARK).read_text(encoding="utf-8")))
+            return found, TrainerState.load_from_json(str(found / "trainer_state.json")), kept
+        except (OSError, ValueError, TypeError):
+            logger.info("%s was not written to its end; it is not used", found)
+    return None
+
+
+def _is_over(state: TrainerState) -> bool:
+    """Whether the training had come to its end, or was stopped early, when this state was written."""
+    control = state.stateful_callbacks["TrainerControl"]
+    control = control[-1] if isinstance(control, list) else control
+    return bool(control["args"]["should_training_stop"])
