@@ -326,7 +326,7 @@ def fingerprint(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in sorted(path for path in out.rglob("*") if path.is_file()):
         name = file.relative_to(out).as_posix()
-        if file.suffix in (".log", ".lock", ".svg", ".md"):  # times and names of directories
+        if file.suffix in (".log", ".lock", ".svg", ".md", ".html"):  # times and names of directories
             found[name] = "there"
         elif file.name in RECORDS or file.parent.name in ("cells", "plans", "dense"):
             found[name] = timeless(json.loads(file.read_text(encoding="utf-8")))

@@ -48,14 +48,16 @@ def cell(out: Path, name: str) -> dict[str, Any]:
 
 
 def files(out: Path) -> dict[str, Any]:
-    """Every file but locks, without timings."""
+    """Every file but locks and the log, without timings."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items() if key != "timings"}
         return value
 
-    found = [file for file in out.rglob("*") if file.is_file() and file.parent.name != "locks"]
+    found = [
+        file for file in out.rglob("*") if file.is_file() and file.parent.name != "locks" and file.name != "run.log"
+    ]
     return {
         str(file.relative_to(out)): plain(json.loads(file.read_text())) if file.suffix == ".json" else file.read_text()
         for file in found

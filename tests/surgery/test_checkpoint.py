@@ -210,7 +210,9 @@ def test_a_full_disk_is_one_line_and_nothing_is_left(tmp_path, tiny_model, tiny_
 
     monkeypatch.setattr(tiny_model, "save_pretrained", save_pretrained)
     with (
-        pytest.raises(WriteError, match=r"No space left.*make room") as caught,
+        pytest.raises(
+            WriteError, match=r"the disk is full: cannot write .*is free; nothing is left there: make room"
+        ) as caught,
         new_directory(tmp_path / "o") as folder,
     ):
         save_checkpoint(tiny_model, tiny_tokenizer, folder)

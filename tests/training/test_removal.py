@@ -15,7 +15,8 @@ from transformers import TrainingArguments
 from secateur.data import TokenBatches
 from secateur.decoder import Activations, Decoder
 from secateur.errors import RequestError, TrainingDivergedError
-from secateur.training.removal import RemovalTraining, identity_penalty, train_towards_removal_
+from secateur.training import trainer
+from secateur.training.removal import RemovalTraining, identity_penalty, removal_arguments, train_towards_removal_
 from tiny_families import build
 
 GONE = [1, 4]
@@ -430,3 +431,17 @@ def test_trainer_option_of_a_wrong_value_is_refused_in_one_line(decoder: Decoder
 def test_steps_default_to_one_pass_over_the_windows(windows: TokenBatches) -> None:
     assert RemovalTraining(sequences_per_step=3).num_steps(windows) == 3
     assert RemovalTraining(sequences_per_step=3, steps=7).num_steps(windows) == 7
+
+
+def test_trainings_that_report_log_every_step_and_what_is_not_installed_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match="cannot report to 'nowhere', which is not installed here"):
+        RemovalTraining(trainer={"report_to": "nowhere"})
+    monkeypatch.setattr(trainer, "get_available_reporting_integrations", lambda: ["somewhere"])
+    batches = TokenBatches(torch.ones(4, 8, dtype=torch.long), 2, "ones")
+    for theirs, strategy in (({"report_to": ["somewhere"]}, "steps"), ({}, "no")):
+        arguments = removal_arguments(RemovalTraining(trainer=theirs), batches, scratch=str(tmp_path))
+        assert arguments.logging_strategy == strategy
+        assert arguments.logging_steps == 1
+        assert arguments.report_to == theirs.get("report_to", [])

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from secateur.errors import RequestError
 from secateur.processes import count, summed_
@@ -21,11 +22,16 @@ def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] =
     """Hold further options of the Trainer to the names it knows, and those in `also`.
 
     Raises:
-        RequestError: if one is unknown.
+        RequestError: if one is unknown, or what is to be reported to is not installed.
     """
     unknown = sorted(options.keys() - {*TrainingArguments.__dataclass_fields__, *also})
     if unknown:
         raise RequestError(f"trainer has no option '{unknown[0]}'; see transformers.TrainingArguments for what it has")
+    asked = options.get("report_to") or ()
+    wanted = {asked} if isinstance(asked, str) else set(asked)
+    missing = sorted(wanted - {"none", "all", *(get_available_reporting_integrations() if wanted else ())})
+    if missing:
+        raise RequestError(f"cannot report to '{missing[0]}', which is not installed here; pip install it, or say none")
 
 
 def training_arguments(
