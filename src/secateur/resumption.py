@@ -28,7 +28,7 @@ from typing import Any
 from torch import nn
 
 from secateur.disk import flush_entry, full_disk_named, held, replaced, temporary_beside
-from secateur.errors import OutputError, RequestError
+from secateur.errors import OutputError, RequestError, SecateurError, WriteError
 from secateur.plan import PruningPlan, write_text
 from secateur.processes import by_first, is_first
 from secateur.report.log import logging_to
@@ -245,6 +245,13 @@ def _check_same(asked: dict[str, Any], known: Path) -> None:
         )
 
 
+def _worth_nothing(folder: Path, error: BaseException) -> bool:
+    """Whether nothing is done yet, or only what takes no time beside an error that would come again."""
+    comes_again = isinstance(error, SecateurError) and not isinstance(error, WriteError)
+    found = list(folder.glob("*"))  # none where the folder is gone already
+    return {path.name for path in found} <= _NOTHING or (comes_again and not any(path.is_dir() for path in found))
+
+
 def _foreign(folder: Path) -> bool:
     """Whether there is more than a run leaves that was killed before it had written its request."""
     return any(path.name != _LOG and not path.name.startswith(".request.json.") for path in folder.iterdir())
@@ -275,7 +282,7 @@ def resumable(work: Work, *, command: str = "") -> Iterator[None]:
             with logging_to(folder / _LOG, command):
                 yield
         except BaseException as error:
-            if {path.name for path in folder.glob("*")} <= _NOTHING:
+            if _worth_nothing(folder, error):
                 work.forget()
                 with suppress(OSError):  # not empty: somebody else uses them
                     for each in created:

@@ -151,3 +151,9 @@ def test_setting_that_makes_no_sense_is_refused_with_its_value(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         method(**wrong)
+
+
+@pytest.mark.parametrize(("batch_size", "sums"), [(1, 1.0), (2, 1.0), (3, 0.0), (8, 0.0)])
+def test_the_sum_of_gradients_is_counted_where_there_is_a_second_batch(batch_size: int, sums: float) -> None:
+    data = TokenBatches(torch.zeros(8, 16, dtype=torch.long), batch_size, "none")
+    assert ShortenedTaylor(sequences=3).cost(6, 2, data).choosing.trained_copies == sums

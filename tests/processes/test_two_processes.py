@@ -63,7 +63,7 @@ def test_two_processes_leave_the_plan_of_one_and_its_weights_to_rounding(
         ("1", "prepare", "killed", "error: another process ended; the report of the launcher says which, and how"),
     ],
 )
-def test_a_process_that_dies_ends_all_with_its_message_once_and_leaves_nothing(
+def test_a_process_that_dies_ends_all_with_its_message_once_and_leaves_nothing_half_written(
     inputs: Path, tmp_path: Path, rank: str, stage: str, how: str, said: str
 ) -> None:
     options = [f"--data={inputs / 'train.txt'}", "--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=2"]
@@ -73,4 +73,4 @@ def test_a_process_that_dies_ends_all_with_its_message_once_and_leaves_nothing(
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert lines[0].startswith(said)
-    assert not any(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} <= {"out.work"}  # to go on from

@@ -88,7 +88,7 @@ def test_a_pair_made_by_transformers_alone_is_proven_without_any_difference(fami
 def test_layers_on_the_disk_are_in_memory_only_while_they_run(dense):
     model = AutoModelForCausalLM.from_pretrained(dense)
     where = running.on_disk(model, "model.layers", dense / "unused")
-    decoder = Decoder(running.load_model(dense, **where))
+    decoder = Decoder(running.load_model(dense, placement=where))
     weights = list(decoder.layers.parameters())
     seen = []
     decoder.layers[2].mlp.up_proj.register_forward_hook(lambda *_: seen.append([w.device.type for w in weights]))

@@ -26,7 +26,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=4, help="windows per forward pass")
     parser.add_argument(
         "--hardware", type=str, default="here",
-        help="this machine, where two of the layers are timed (here), or a card by its data sheet: h100, a100-80gb, rtx4090, …",
+        help="this machine, where a few of the layers are timed (here), or a card by its data sheet: h100, a100-80gb, rtx4090, …",
     )  # fmt: skip
     parser.add_argument("--devices", type=int, default=1, help="devices that work on it at once")
     parser.add_argument(

@@ -117,8 +117,14 @@ class ShortenedTaylor(Method):
         return self._planned([*free, *(layer for layer in ranked if layer not in free)][:drop], scores)
 
     def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:  # noqa: ARG002
-        """A forward pass and a backward pass, which is worth two; the layers' gradients beside the weights."""
-        return Cost(choose_tokens=3.0 * _tokens(self.sequences, data), choosing=Step(trains="full", optimizer=False))
+        """A forward pass and a backward pass, which is worth two; the layers' gradients beside the weights.
+
+        From the second batch on the sum of gradients is there while activations are.
+        """
+        tokens = _tokens(self.sequences, data)
+        sums = 1.0 if tokens > data.batch_size * data.sequence_length else 0.0
+        step = Step(trains="full", optimizer=False, trained_copies=sums)
+        return Cost(choose_tokens=3.0 * tokens, choosing=step)
 
 
 def _taylor_terms(decoder: Decoder, data: TokenBatches, run: Run) -> list[float]:
