@@ -245,9 +245,9 @@ def _check_same(asked: dict[str, Any], known: Path) -> None:
         )
 
 
-def _worth_nothing(folder: Path, error: BaseException) -> bool:
-    """Whether nothing is done yet, or only what takes no time beside an error that would come again."""
-    comes_again = isinstance(error, SecateurError) and not isinstance(error, WriteError)
+def _worth_nothing(folder: Path, error: BaseException, *, begun_here: bool) -> bool:
+    """Whether nothing is done yet, or only what takes little time beside an error that would come again."""
+    comes_again = begun_here and isinstance(error, SecateurError) and not isinstance(error, WriteError)
     found = list(folder.glob("*"))  # none where the folder is gone already
     return {path.name for path in found} <= _NOTHING or (comes_again and not any(path.is_dir() for path in found))
 
@@ -273,6 +273,7 @@ def resumable(work: Work, *, command: str = "") -> Iterator[None]:
         return
     folder = work.folder
     created = [each for each in folder.parents if not each.exists()]  # the deepest first
+    begun_here = not (folder / _REQUEST).exists()
     with full_disk_named(folder, then="nothing was written: make room, or choose another --out"):
         folder.mkdir(parents=True, exist_ok=True)
     with held(folder) as mine:
@@ -282,7 +283,7 @@ def resumable(work: Work, *, command: str = "") -> Iterator[None]:
             with logging_to(folder / _LOG, command):
                 yield
         except BaseException as error:
-            if _worth_nothing(folder, error):
+            if _worth_nothing(folder, error, begun_here=begun_here):
                 work.forget()
                 with suppress(OSError):  # not empty: somebody else uses them
                     for each in created:
