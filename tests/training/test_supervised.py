@@ -13,7 +13,7 @@ import pytest
 import torch
 from made_up_rows import made_up_rows
 from torch import Tensor
-from transformers import TrainerCallback, TrainingArguments
+from transformers import MixtralConfig, MixtralForCausalLM, TrainerCallback, TrainingArguments
 
 from secateur.decoder import Decoder
 from secateur.errors import RequestError, TrainingDivergedError
@@ -168,6 +168,21 @@ def test_weights_are_those_of_the_epoch_with_the_best_validation_score(
     assert [all(torch.equal(found[name], seen[name]) for name in found) for seen in judge.seen] == [
         epoch == best for epoch in range(3)
     ]
+
+
+def test_experts_that_files_hold_one_by_one_are_those_of_the_best_epoch_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=128, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=64,
+    )  # fmt: skip
+    judge = Judge(0.9, 0.5)
+    tuned, _ = tune(MixtralForCausalLM(config), made_up_rows(8), tmp_path, epochs=2, validate=judge)
+    found = weights_of(tuned)
+    experts = [name for name in found if ".experts." in name]
+    assert experts
+    assert not any(torch.equal(judge.seen[0][name], judge.seen[1][name]) for name in experts)
+    assert all(torch.equal(found[name], judge.seen[0][name]) for name in found)
 
 
 def test_without_validation_the_weights_are_the_last(tiny_model: Any, tmp_path: Path) -> None:

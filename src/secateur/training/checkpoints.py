@@ -26,12 +26,13 @@ from secateur.disk import flush, full_disk_named
 from secateur.plan import write_text
 from secateur.processes import agreed, by_first
 from secateur.signals import asked_to_stop, finishing
+from secateur.surgery.weights import load_weights_, save_weights
 
 __all__ = ["Keeping", "ResumableTrainer"]
 
 logger = logging.getLogger(__name__)
 
-_MARK = "secateur.json"
+_MARK, _TRAINED = "secateur.json", "trained.safetensors"
 _SHARE = 20
 """Between two checkpoints is so many times what the last took."""
 
@@ -101,6 +102,37 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """The name of the checkpoint that is loaded at the end; None if that is the last."""
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         return Path(best).name if best else None
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """What is trained, by its names in memory: no family's way of writing files comes between.
+
+        The Trainer leaves out what it does not find under the names of files, as experts that are stored one by one.
+        """
+        if state_dict is not None:  # sharded weights, gathered by accelerate
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self.model, folder / _TRAINED, only=self._trained_names())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._take_up(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._take_up(Path(self.state.best_model_checkpoint)):
+            super()._load_best_model()
+
+    def _take_up(self, folder: Path) -> bool:
+        """Whether what is trained lies there by its names in memory, and is now in the model."""
+        file = folder / _TRAINED
+        if not file.exists():
+            return False
+        load_weights_(self.model, file, only=self._trained_names())
+        return True
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def remembered(self) -> dict[str, Any]:
         """What else a checkpoint has to hold, as plain JSON values."""

@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -33,7 +32,6 @@ from secateur.processes import summed_
 from secateur.progress import Progress, Silent
 from secateur.settings import check_above_zero, check_at_least, check_divides, check_shares
 from secateur.step import Step
-from secateur.surgery.weights import load_weights_, save_weights
 from secateur.training.checkpoints import Keeping, ResumableTrainer
 from secateur.training.distillation import distillation_loss
 from secateur.training.lora import attach_lora
@@ -51,8 +49,6 @@ from secateur.training.trainer import (
 __all__ = ["RemovalTraining", "identity_penalty", "removal_arguments", "train_towards_removal_"]
 
 logger = logging.getLogger(__name__)
-
-_TRAINED = "trained.safetensors"
 
 _RESUME = "resume_from_checkpoint"  # an argument of `Trainer.train`, beside those of the Trainer itself
 
@@ -327,25 +323,9 @@ class _RemovalTrainer(ResumableTrainer):
         """Go on with the losses; `_load_from_checkpoint` sees to the weights."""
         self.losses = kept.get("losses", [])
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """What is trained, by its names in memory: no family's way of writing files comes between."""
-        if state_dict is not None:  # sharded weights, gathered by accelerate
-            super()._save(output_dir, state_dict)
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.model, folder / _TRAINED, only=self._trained_names())
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        file = Path(resume_from_checkpoint) / _TRAINED
-        if not file.exists():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        load_weights_(self.model, file, only=self._trained_names())
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._keep_good_weights()
-
-    def _trained_names(self) -> set[str]:
-        return {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     # ---- guarding against a loss that is not finite ---------------------------------------------------------------------
 
