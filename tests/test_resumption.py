@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from interrupts import stop
 from secateur import disk, pipeline, resumption, signals
 from secateur.errors import RequestError, WriteError
 from secateur.methods import METHODS
@@ -74,22 +75,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path,
         return made[kind]
 
     return of
-
-
-def stop(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, after: bool = True) -> None:
-    """Ctrl-C in a call of a function, when it has done its work or before."""
-    original, calls = getattr(owner, name), [0]
-
-    def run_and_stop(*args: Any, **rest: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == call and not after:
-            raise KeyboardInterrupt
-        result = original(*args, **rest)
-        if calls[0] == call:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(owner, name, run_and_stop)
 
 
 def same(result: Pruned, expected: Pruned) -> None:

@@ -13,6 +13,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from interrupts import stop
 from secateur import resumption, stages, tuning
 from secateur.data.task import TaskSettings, windows_of
 from secateur.decoder import Decoder
@@ -311,22 +312,6 @@ def test_completions_are_judged_by_the_lowest_perplexity(tiny_checkpoint: Path, 
 
 
 # ---- interrupted -----------------------------------------------------------------------------------------------------------
-
-
-def stop(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, call: int = 1, after: bool = True) -> None:
-    """Ctrl-C in the given call of a function, when it has done its work or before."""
-    original, calls = getattr(owner, name), [0]
-
-    def run_and_stop(*args: Any, **rest: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == call and not after:
-            raise KeyboardInterrupt
-        result = original(*args, **rest)
-        if calls[0] == call:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(owner, name, run_and_stop)
 
 
 EARLY = {
