@@ -28,6 +28,7 @@ from secateur.methods.laco import Laco
 from secateur.methods.shortgpt import ShortGPT
 from secateur.pipeline import Pruned, Target, TextSettings, prune, score
 from secateur.plan import PruningPlan
+from secateur.report.page import load_run, report_page
 from secateur.surgery.files import cut_checkpoint
 
 FEW = {"first_steps": 2, "round_steps": 1, "joint_steps": 3, "steps": 2, "gate_sequences": 3, "sequences": 3}
@@ -75,6 +76,7 @@ def test_written_checkpoint_is_complete_and_its_record_agrees_with_it(
         assert (out / name).is_file(), name
     record = json.loads((out / "secateur" / "record.json").read_text())
     plan = PruningPlan.load(out / "secateur" / "plan.json")
+    assert (out / "secateur" / "report.html").read_text() == report_page([load_run(out)])
 
     # every field that the design lists
     assert record.keys() >= {

@@ -172,7 +172,7 @@ def prune(
                     peak_memory_bytes=memory.bytes,
                     seed=seed,
                 )
-                write_about(directory, source, plan, record)
+                write_about(directory, source, plan, record, out=out)
                 work.take_along(directory / "secateur")
             return proof, record
 

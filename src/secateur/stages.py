@@ -237,12 +237,16 @@ def handed_over(out: str | Path) -> Pruned:
     )
 
 
-def write_about(directory: Path, source: str | Path, plan: PruningPlan, record: dict[str, Any]) -> None:
-    """Write plan, record, model card and report into a checkpoint."""
+def write_about(
+    directory: Path, source: str | Path, plan: PruningPlan, record: dict[str, Any], *, out: str | Path
+) -> None:
+    """Write plan, record, model card and report into a checkpoint that will be at `out`."""
     about = directory / "secateur"
     about.mkdir()
     plan.save(about / "plan.json")
     write_json(about / "record.json", record)
     card = model_card(record, str(source), inherited=inherited_metadata(source))
     (directory / "README.md").write_text(card, encoding="utf-8")
-    (about / "report.html").write_text(report_page([load_run(directory)]), encoding="utf-8")
+    (about / "report.html").write_text(
+        report_page([replace(load_run(directory), name=Path(out).absolute().name)]), encoding="utf-8"
+    )
