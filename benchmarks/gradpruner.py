@@ -1,21 +1,26 @@
 """GradPruner on real tasks: does the model that was pruned on the way keep up with the dense one, fine-tuned alike?
 
     python benchmarks/gradpruner.py run MODEL DATA     # DATA holds a folder a task with train.jsonl and test.jsonl
+    python benchmarks/gradpruner.py gap MODEL DATA     # the same with three times the examples, and c4/train.jsonl to heal on
     python benchmarks/gradpruner.py times MODEL        # time of a step and of inference, 30 against 24 and 18 layers, one run
     python benchmarks/gradpruner.py tables             # rewrite the tables in docs/methods/gradpruner.md from the results
 
 `run` does every cell of `gradpruner_cells.json` that has no result yet, one JSON a cell in results/gradpruner/. Settings were
 chosen on the validation part of the training data (cells without `test`); the test data is measured in cells with it only.
+`gap` asks what closes the gap between 18 and 30 layers: its cells (`gradpruner_gap_cells.json`) have several learning rates, of
+which validation chooses one, and only the model trained with that is tested.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,8 @@ from cells import load_results, markdown, run_cells, with_tables  # noqa: E402  
 RESULTS = HERE / "results" / "gradpruner"
 TIMES = HERE / "results" / "gradpruner_times.json"
 CELLS = HERE / "gradpruner_cells.json"
+GAP_RESULTS = HERE / "results" / "gradpruner_gap"
+GAP_CELLS = HERE / "gradpruner_gap_cells.json"
 PAGE = HERE.parent / "docs" / "methods" / "gradpruner.md"
 
 EXAMPLES = {"num_train": 480, "num_validation": 100, "num_test": 300}
@@ -35,10 +42,12 @@ TUNING: dict[str, Any] = {
     "epochs": 2, "batch_size": 8, "micro_batch": 8, "max_length": 256,
     "trainer": {"train_sampling_strategy": "group_by_length"},  # less padding
 }  # fmt: skip
+HEALING = {"sequence_length": 256, "num_sequences": 1200, "num_eval_sequences": 8}  # windows of general text
 COMPLETION = 3  # tokens that are learnt of an example, in the measurement of times
 TASKS = ("fpb", "sms_spam", "arc_easy")
 RATES = {"full": 1e-4, "lora": 2e-3}
 
+OURS = ("then", "heal", "distill")  # options of a variant that are this script's, not the method's
 VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     # name: what the table says, method, options
     "dense": ("dense", "", {}),
@@ -53,6 +62,11 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "gradpruner",
         {"merge": "none", "absorb": "projection", "heal": 1},
     ),
+    "absorb-distill": (
+        "`gradpruner`, absorb, no merge, distilled on general text",
+        "gradpruner",
+        {"merge": "none", "absorb": "projection", "distill": 921_600},
+    ),
     "absorb-merge": ("`gradpruner`, absorb, 3 layers merged", "gradpruner", {"absorb": "projection"}),
     "shortgpt": ("`shortgpt`", "shortgpt", {}),
     "shortgpt-absorb": ("`shortgpt`'s layers, absorb", "shortgpt", {"then": "absorb"}),
@@ -65,15 +79,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run")
-    run.add_argument("model")
-    run.add_argument("data", type=Path)
-    run.add_argument("--only", nargs="*", help="ids of cells")
+    gap = commands.add_parser("gap")
+    for command in (run, gap):
+        command.add_argument("model")
+        command.add_argument("data", type=Path)
+        command.add_argument("--only", nargs="*", help="ids of cells")
+        command.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of the passes")
     times = commands.add_parser("times")
     times.add_argument("model")
     commands.add_parser("tables")
     options = parser.parse_args()
-    if options.command == "run":
-        run_cells(CELLS, RESULTS, lambda cell: run_cell(options.model, options.data, cell), options.only)
+    if options.command in ("run", "gap"):
+        cells, results = (CELLS, RESULTS) if options.command == "run" else (GAP_CELLS, GAP_RESULTS)
+        run_cells(
+            cells, results, lambda cell: run_cell(options.model, options.data, cell, options.precision), options.only
+        )
     elif options.command == "times":
         measure_times(options.model)
     else:
@@ -83,7 +103,7 @@ def main() -> None:
 # ---- running -----------------------------------------------------------------------------------------------------------
 
 
-def run_cell(source: str, data: Path, cell: dict[str, Any]) -> dict[str, Any]:
+def run_cell(source: str, data: Path, cell: dict[str, Any], precision: str) -> dict[str, Any]:
     """Fine-tune one model, pruned on the way or not, on one task; measure it."""
     from secateur.data.task import TaskSettings, windows_of
     from secateur.decoder import Decoder
@@ -94,7 +114,7 @@ def run_cell(source: str, data: Path, cell: dict[str, Any]) -> dict[str, Any]:
     from secateur.surgery.absorb import absorb_
     from secateur.surgery.live import remove_layers_
     from secateur.training.rows import rows_of
-    from secateur.training.supervised import FineTuning, fine_tune_
+    from secateur.training.supervised import FineTuning
 
     seed = cell.get("seed", 0)
     _, name, options = VARIANTS[cell["variant"]]
@@ -102,20 +122,20 @@ def run_cell(source: str, data: Path, cell: dict[str, Any]) -> dict[str, Any]:
     decoder = Decoder(model)
     folder = data / cell["task"]
     task = TaskSettings(
-        data=str(folder / "train.jsonl"), test_data=str(folder / "test.jsonl"), **EXAMPLES
+        data=str(folder / "train.jsonl"), test_data=str(folder / "test.jsonl"), **(EXAMPLES | cell.get("examples", {}))
     ).load(tokenizer, 0)  # fmt: skip
     tuning = FineTuning(
         train=cell["train"], **{"learning_rate": RATES[cell["train"]], **TUNING, **cell.get("tuning", {})}
     )
     rows = rows_of(task.train, model, tokenizer, max_length=tuning.max_length)
-    run = Run(seed=seed, precision=autocast_dtype("auto", decoder.device))
-    result: dict[str, Any] = {"versions": versions(), "data": _described(task), "tuning": vars(tuning).copy()}
+    run = Run(seed=seed, precision=autocast_dtype(precision, decoder.device))
+    result: dict[str, Any] = {"versions": versions(), "data": _described(task)}
     result["precision"] = str(run.precision or model.dtype).removeprefix("torch.")
 
     start = time.perf_counter()
     if name:
         method = METHODS[name](
-            **{key: value for key, value in options.items() if key not in ("then", "heal")}, **cell.get("options", {})
+            **{key: value for key, value in options.items() if key not in OURS}, **cell.get("options", {})
         )
         windows = windows_of(task.train, tokenizer, sequence_length=256, num_sequences=128)
         steps = tuning.num_steps(len(rows))
@@ -128,22 +148,45 @@ def run_cell(source: str, data: Path, cell: dict[str, Any]) -> dict[str, Any]:
         if options.get("then") == "absorb":
             absorb_(decoder, plan.dropped, windows, precision=run.precision)
         remove_layers_(model, plan.dropped)
+    if "distill" in options:
+        result["distilling"] = distill_(Decoder(model), source, data, options["distill"], run)
     result["choosing_seconds"] = round(time.perf_counter() - start, 1)
     result["validation_untuned"] = task_score(model, tokenizer, task.validation).value
     if "heal" in options:
         result["healing_seconds"] = heal_(model, rows, tuning, options["heal"], run)
-    with tempfile.TemporaryDirectory() as scratch:
-        tuned, training = fine_tune_(
-            Decoder(model), rows, settings=tuning, work=Path(scratch), precision=run.precision, seed=seed, save=False
-        )
-    result["training_seconds"] = training["seconds"]
-    result["loss"] = training["losses"][-1]["loss"]
-    result["validation"] = task_score(tuned, tokenizer, task.validation).value
+    tuned, tuning_result = tuned_(model, tokenizer, task, rows, tuning, cell.get("rates"), run)
+    result |= tuning_result
     if cell.get("test"):
         test = task_score(tuned, tokenizer, task.test)
         result["test"], result["test_interval"], result["test_items"] = test.value, list(test.interval), test.num_items
         result["outcomes"] = [int(outcome) for outcome in test.outcomes]
     return result
+
+
+def tuned_(
+    model: Any, tokenizer: Any, task: Any, rows: Any, tuning: Any, rates: Sequence[float] | None, run: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The fine-tuned model and what it came to; of several learning rates, the one that is best on the validation part."""
+    from secateur.decoder import Decoder
+    from secateur.evaluation.tasks import task_score
+    from secateur.training.supervised import fine_tune_
+
+    best, result, validations = None, {}, {}
+    for rate in rates or [tuning.learning_rate]:
+        settings = replace(tuning, learning_rate=rate)
+        with tempfile.TemporaryDirectory() as scratch:
+            tuned, training = fine_tune_(
+                Decoder(copy.deepcopy(model) if rates else model), rows, settings=settings, work=Path(scratch),
+                precision=run.precision, seed=run.seed, save=False,
+            )  # fmt: skip
+        validation = validations[f"{rate:g}"] = task_score(tuned, tokenizer, task.validation).value
+        if best is None or validation > result["validation"]:
+            best = tuned
+            result = {
+                "tuning": vars(settings).copy(), "training_seconds": training["seconds"],
+                "loss": training["losses"][-1]["loss"], "validation": validation,
+            }  # fmt: skip
+    return best, result | ({"validation_of_rates": validations} if rates else {})
 
 
 def heal_(model: Any, rows: Any, tuning: Any, epochs: float, run: Any) -> float:
@@ -158,6 +201,20 @@ def heal_(model: Any, rows: Any, tuning: Any, epochs: float, run: Any) -> float:
             Decoder(model), whole, settings=healing, work=Path(scratch), precision=run.precision, save=False
         )
     return float(healed["seconds"])
+
+
+def distill_(decoder: Any, source: str, data: Path, tokens: int, run: Any) -> dict[str, Any]:
+    """Train the pruned model on general text towards the dense one's predictions; how much, and for how long."""
+    from secateur.loading import load_model, load_tokenizer
+    from secateur.request import TextSettings
+    from secateur.training.recovery import Recovery, recover_
+
+    text, _ = TextSettings(data=str(data / "c4" / "train.jsonl"), **HEALING).load(load_tokenizer(source), run.seed)
+    report = recover_(
+        decoder, text, settings=Recovery(recover="distill", recover_tokens=tokens, recover_batch=8),
+        teacher=load_model(source, dtype="float32"), precision=run.precision, seed=run.seed,
+    )  # fmt: skip
+    return {key: report[key] for key in ("tokens", "rate", "passes", "seconds")}
 
 
 def _described(task: Any) -> dict[str, Any]:
