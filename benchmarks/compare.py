@@ -3,7 +3,7 @@
     MODEL=… DATA=… secateur compare benchmarks/comparison.yaml --out benchmarks/results/comparison
     MODEL=… DATA=… secateur compare benchmarks/comparison_c4.yaml --out benchmarks/results/comparison_c4
     benchmarks/gpu/run.sh compare              # fills benchmarks/results/comparison_full_length, on a GPU
-    python benchmarks/compare.py tables        # rewrite the tables in docs/comparison.md from the results
+    python benchmarks/compare.py tables        # rewrite the tables in docs/comparison.md and the README from the results
 
 How to run the first in pieces stands in comparison.yaml. Of the folders `compare.json`, `cells/` and `plots/` are kept in the
 repository; the rest can be made again.
@@ -27,7 +27,8 @@ from secateur.report.comparison import MISSING  # noqa: E402
 RESULTS = HERE / "results"
 FOLDERS = {"": "comparison", "c4-": "comparison_c4", "full-": "comparison_full_length"}
 """What the name of a table begins with → the folder of its results."""
-PAGE = HERE.parent / "docs" / "comparison.md"
+PAGES = (HERE.parent / "docs" / "comparison.md", HERE.parent / "README.md")
+IN_README = ("elder", "sleb", "shortgpt", "replaceme", "random")
 PLOTS = "../benchmarks/results"
 
 
@@ -39,7 +40,8 @@ def main() -> None:
     for folder in FOLDERS.values():
         if (RESULTS / folder / "compare.json").exists():
             make_tables(RESULTS / folder)
-    PAGE.write_text(made_anew(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(made_anew(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def made_anew(page: str) -> str:
@@ -51,6 +53,8 @@ def made(name: str) -> str:
     """A table, or the plots; what there are no results for yet is said to be missing."""
     if name == "calibration":
         return calibration(rows_of(FOLDERS[""]), rows_of(FOLDERS["c4-"]))
+    if name == "some-drops":
+        return table("drops", [row for row in rows_of(FOLDERS[""]) if row.method in IN_README])
     prefix = max((prefix for prefix in FOLDERS if name.startswith(prefix)), key=len)
     folder, name = FOLDERS[prefix], name.removeprefix(prefix)
     rows = rows_of(folder)

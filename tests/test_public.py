@@ -60,6 +60,7 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
         ("two_processes", "scaling.md", "| eval: perplexity | yes |"),
         ("compare", "comparison.md", "| `elder` |"),
         ("compare", "comparison.md", "| calibrated on |"),
+        ("compare", "../README.md", "| `elder` |"),
         ("references", "methods/shortgpt.md", "| order of all 30 layers | the same |"),
         ("references", "methods/sleb.md", "| choice of 3 of 30 layers | the same |"),
     ],

@@ -89,6 +89,12 @@ def test_recovery_stands_beside_none_with_the_tokens_of_both() -> None:
     assert table("recovery", several).splitlines()[-1] == "| `a` | 4 | 0 | **50.00 ± 5.00** | **45.00 ± 4.50** | – |"
 
 
+def test_tasks_are_averaged_over_the_seeds_that_have_them() -> None:
+    first, second = {"x": {"value": 0.5, "stderr": 0.03}}, {"x": {"value": 0.7, "stderr": 0.03}}
+    rows = [row("a", 2, 20.0, seed=0, tasks=first), row("a", 2, 20.0, seed=1, tasks=second), row("a", 2, 20.0, seed=2)]
+    assert table("tasks", rows).splitlines()[3:] == ["| `a` | 2 | none | 60.0 ± 3.0 | 60.0 ± 3.0 |"]
+
+
 def test_the_mean_of_tasks_has_the_error_of_a_mean_of_independent_ones() -> None:
     tasks = {"x": {"value": 0.5, "stderr": 0.03}, "y": {"value": 0.7, "stderr": 0.04}}
     other = {"x": {"value": 0.6, "stderr": 0.03}}

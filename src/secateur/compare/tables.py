@@ -96,7 +96,8 @@ def _recovery(rows: Sequence[Row]) -> str:
 
 
 def _tasks(rows: Sequence[Row]) -> str:
-    groups = [found for found in _groups(rows) if any(result["metrics"]["pruned"]["tasks"] for result in found[1])]
+    measured = [(row, [made for made in found if made["metrics"]["pruned"]["tasks"]]) for row, found in _groups(rows)]
+    groups = [(row, found) for row, found in measured if found]
     if not groups:
         return ""
     names = list(
@@ -181,7 +182,7 @@ def _tokens_after(rows: Sequence[Row], kind: str) -> str:
 
 
 def _task_cells(results: Sequence[Mapping[str, Mapping[str, float]]], names: Sequence[str]) -> list[str]:
-    """The mean of the tasks, then each, averaged over the seeds."""
+    """The mean of the tasks, then each, averaged over the seeds that they were measured with."""
     values = [fmean(made[name]["value"] for made in results) if _has(results, name) else None for name in names]
     errors = [fmean(made[name]["stderr"] for made in results) if _has(results, name) else None for name in names]
     cells = [_share(value, error) for value, error in zip(values, errors, strict=True)]
