@@ -86,13 +86,13 @@ def methods() -> str:
     data: Any = SimpleNamespace(
         num_sequences=WINDOWS, sequence_length=WINDOW, num_tokens=WINDOWS * WINDOW, batch_size=4
     )
-    body = [
-        [f"[`{name}`](methods/{name.removesuffix('-published')}.md)",
-         "forward passes" if method.only_runs else "weights or gradients",
-         f"{method().cost(LAYERS, DROP, data).choose_tokens / 1000:,.0f}",
-         *(_perplexity(rows, name, min(drops, default=DROP), recovery) for recovery in ("none", "full"))]
-        for name, method in METHODS.items()
-    ]  # fmt: skip
+    body = []
+    for name, method in METHODS.items():
+        tokens = method().cost(LAYERS, DROP, data).choose_tokens
+        needs = "weights or gradients" if not method.only_runs else "forward passes" if tokens else "nothing"
+        figures = [_perplexity(rows, name, min(drops, default=DROP), recovery) for recovery in ("none", "full")]
+        link = f"[`{name}`](methods/{name.removesuffix('-published')}.md)"
+        body.append([link, needs, f"{tokens / 1000:,.0f}", *figures])
     head = ["method", "looks at", "choosing costs", "perplexity, cut alone", "… then trained"]
     return markdown(head, body, words=2)
 

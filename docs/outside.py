@@ -22,7 +22,7 @@ _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(?=[)#])")
 
 def on_files(files: Any, config: Any) -> Any:
     """Add what the navigation names, and what pages link to, and what those link to in turn."""
-    from mkdocs.structure.files import File
+    from mkdocs.structure.files import File, InclusionLevel
 
     seen: set[Path] = set()
     left = [*(ROOT / name for name in PAGES), *(Path(file.abs_src_path) for file in files.documentation_pages())]
@@ -33,7 +33,8 @@ def on_files(files: Any, config: Any) -> Any:
             continue
         seen.add(source)
         if not inside:
-            files.append(File.generated(config, address(source), abs_src_path=str(source)))
+            shown = InclusionLevel.INCLUDED if source.name in PAGES else InclusionLevel.NOT_IN_NAV
+            files.append(File.generated(config, address(source), abs_src_path=str(source), inclusion=shown))
         if source.suffix == ".md":
             text = source.read_text(encoding="utf-8")
             targets = [(source.parent / target).resolve() for target in _LINK.findall(text)]
