@@ -1,6 +1,6 @@
 """The tables of docs/choosing.md: from the results of the other benchmarks, what a reader needs to choose a method.
 
-    python benchmarks/choosing.py tables       # rewrite them; after any of elder, gradpruner, speed and compare
+`python benchmarks/choosing.py tables` rewrites them, after any of elder, gradpruner, speed and compare.
 """
 
 from __future__ import annotations

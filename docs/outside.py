@@ -1,7 +1,7 @@
 """A hook of mkdocs: what a page links to outside docs/ becomes part of the site, so that no link leads out of it.
 
-Pages link to each other and to the rest of the repository as on a code host, `../benchmarks/comparison.yaml`. A file outside docs/
-lies in the site under `outside/`: Markdown as a page, everything else as it is.
+Pages link to each other and to the rest of the repository as on a code host, `../benchmarks/comparison.yaml`. A file outside
+docs/ lies in the site under `outside/`: Markdown as a page, everything else as it is.
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ class Block:
 def blocks_of(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
-    return [Block(page, text.count("\n", 0, found.start(2)) + 1, found[1], found[2]) for found in _FENCED.finditer(text)]
+    return [
+        Block(page, text.count("\n", 0, found.start(2)) + 1, found[1], found[2]) for found in _FENCED.finditer(text)
+    ]
 
 
 def prose_of(page: Path) -> str:
