@@ -96,7 +96,7 @@ def reader(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", filter(blocks_of, PAGES), ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*filter(blocks_of, PAGES)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_of_a_page_runs_or_is_taken_as_far_as_it_goes(
     page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
