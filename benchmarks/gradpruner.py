@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -356,14 +356,16 @@ def table(name: str, results: list[dict[str, Any]]) -> str:
     return markdown(head, body)
 
 
-def summary(results: list[dict[str, Any]]) -> str:
+def summary(
+    results: list[dict[str, Any]], trainings: Collection[str] = RATES, variants: Collection[str] = VARIANTS
+) -> str:
     """All tasks beside each other, at the rate that validation chose: a row a training, a number of layers and a variant."""
     times = json.loads(TIMES.read_text(encoding="utf-8"))
     tested = [row for row in results if row.get("test") and rate(row) == RATES[row["train"]]]
     scores = {(row["train"], row.get("drop", 0), row["variant"], row["task"]): row["test"] for row in tested}
     body = []
-    for train in RATES:
-        for drop, variant in [(0, "dense"), *((drop, variant) for drop in (12, 6) for variant in VARIANTS)]:
+    for train in trainings:
+        for drop, variant in [(0, "dense"), *((drop, variant) for drop in (12, 6) for variant in variants)]:
             found = {task: scores.get((train, drop, variant, task)) for task in TASKS}
             if all(score is None for score in found.values()):
                 continue

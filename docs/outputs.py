@@ -45,8 +45,8 @@ def main(checkpoint: str, names: list[str]) -> None:
             if done.returncode:
                 raise SystemExit(f"error: {command}: {done.stderr}")
             printed = "\n".join(line.rstrip() for line in done.stdout.splitlines() if line.strip())
-            shown = printed if name == "python" else f"$ {command}\n{printed}"
-            block = f"<!-- output: {name} -->\n```\n{shown}\n```\n<!-- end -->"
+            language, shown = ("text", printed) if name == "python" else ("console", f"$ {command}\n{printed}")
+            block = f"<!-- output: {name} -->\n```{language}\n{shown}\n```\n<!-- end -->"
             text = re.sub(rf"<!-- output: {name} -->.*?<!-- end -->", lambda _, new=block: new, text, flags=re.DOTALL)
             README.write_text(text, encoding="utf-8")
 

@@ -25,13 +25,13 @@ def ascii_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", model_max_length=512)  # noqa: S106
 
 
-def tiny_llama() -> LlamaForCausalLM:
-    """Six layers of 32 channels, float32; the same weights every time, and no layer close to the identity."""
+def tiny_llama(num_layers: int = 6) -> LlamaForCausalLM:
+    """Layers of 32 channels, float32; the same weights every time, and no layer close to the identity."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=6,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,

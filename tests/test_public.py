@@ -59,6 +59,7 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
         ("estimates", "estimating.md", "## How near it comes"),
         ("two_processes", "scaling.md", "| eval: perplexity | yes |"),
         ("compare", "comparison.md", "| `elder` |"),
+        ("choosing", "choosing.md", "| [`elder`](methods/elder.md) |"),
         ("compare", "comparison.md", "| calibrated on |"),
         ("compare", "../README.md", "| `elder` |"),
         ("references", "methods/shortgpt.md", "| order of all 30 layers | the same |"),

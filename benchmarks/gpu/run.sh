@@ -61,6 +61,6 @@ case ${1:-} in
   compare)
     secateur compare benchmarks/gpu/full_length.yaml --out $results/comparison_full_length --max-minutes "$minutes" ;;
   gradpruner) within python benchmarks/gradpruner.py run "$MODEL" "$DATA" ;;
-  tables) for script in speed ceiling compare gradpruner; do python benchmarks/$script.py tables; done ;;
+  tables) for script in speed ceiling compare gradpruner choosing; do python benchmarks/$script.py tables; done ;;
   *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -29,7 +29,7 @@ class TextSettings:
     """Which text, and how much of it."""
 
     data: str
-    """Calibration text: wikitext2, c4, ptb, python-docs, hub:owner/name[/config][:split], or a local file or folder."""
+    """Calibration text: wikitext2, c4, ptb, python-docs, `hub:owner/name[/config][:split]`, or a local file or folder."""
 
     eval_data: str | None = None
     """Text to measure perplexity on; a part of the calibration text that is not calibrated on if null."""

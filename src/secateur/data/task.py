@@ -49,7 +49,7 @@ class TaskSettings:
     """Which task, and how much of it."""
 
     data: str
-    """Training examples: a .jsonl .json .csv .parquet file, a folder of splits, or hub:owner/name[/config][:split]."""
+    """Training examples: a .jsonl .json .csv .parquet file, a folder of splits, or `hub:owner/name[/config][:split]`."""
 
     validation_data: str | None = None
     """Examples to choose the best checkpoint by; the data's own validation split, or a part of the training data, if null."""

@@ -1,0 +1,237 @@
+"""Every fenced block of the pages is run, or taken as far as it goes without a model, or listed here with a reason."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import secateur
+from conftest import ascii_tokenizer, tiny_llama
+from documents import PAGES, ROOT, Block, anchors_of, blocks_of, code_in, links_of, prose_of
+from secateur import PruningPlan, cli
+from secateur.compare.config import read_comparison
+from secateur.data.text import HUB_TEXTS, PYTHON_DOCS
+
+LANGUAGES = ("python", "bash", "console", "yaml", "text")
+"""`text` is what something printed, or a drawing; `console` is commands behind `$` with what they printed."""
+
+NOT_RUN = {
+    "python -m venv": "makes an environment; .ci/run does it",
+    ". .venv/bin/activate": "the same",
+    "pip install": "the same",
+    "pytest": "this very run",
+    "python convert_hf_to_gguf.py": "a script of llama.cpp's, in an environment of its own",
+    "llama-server": "another program",
+    "vllm": "another program",
+    "benchmarks/gpu/run.sh": "tests/test_gpu_script.py runs it",
+}
+"""What a command begins with → why it is not run here. All others are run, or read by the parser they are for."""
+
+PYTHON_ELSEWHERE = {"docs/training-scripts.md": "tests/test_training_scripts.py runs each block, with its result"}
+
+HANDED_OVER = 77
+"""Exit code of a command that has read all its options and hands over to what would load a model."""
+
+HANDS_OVER_TO = {
+    "bench": "secateur.benchmark.bench",
+    "carry": "secateur.surgery.adapters.carry_adapter",
+    "check": "secateur.surgery.check.check_pair",
+    "compare": "secateur.compare.run.Workbench",
+    "cut": "secateur.surgery.files.cut_checkpoint",
+    "demo": "secateur.demo.demo",
+    "doctor": "secateur.doctor.examine",
+    "estimate": "secateur.forecast.forecast",
+    "eval": "secateur.assessment.evaluate",
+    "prune": "secateur.pipeline.prune",
+    "report": "secateur.report.page.load_run",
+    "score": "secateur.pipeline.score",
+    "tune": "secateur.tuning.tune",
+}
+
+PLAN = json.dumps(PruningPlan(num_layers=30, order=(12, 25)).as_json())
+FILES = {
+    "plan.json": PLAN,
+    "smaller/secateur/plan.json": PLAN,
+    "task.jsonl": "".join(json.dumps({"prompt": f"say {n}:", "completion": f" {n}{n}"}) + "\n" for n in range(40)),
+    "convert_hf_to_gguf.py": "",
+}
+"""What a page may name and a reader would have by then."""
+
+parser_of = functools.cache(cli._parser)
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with the number of layers of the sample model, and a tokenizer that has what the sample's has."""
+    directory = tmp_path_factory.mktemp("docs") / "stand-in"
+    tokenizer = ascii_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token = tokenizer.unk_token
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tiny_llama(num_layers=30).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def reader(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of someone who follows a page: the clone's folders, and the stand-in where `secateur demo` leaves its model."""
+    for name in ("benchmarks", "configs", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "secateur-demo").symlink_to(stand_in)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("secateur.stages._memory_line", lambda *_: "")  # a forecast of seconds, with tests of its own
+    monkeypatch.setenv("MODEL", "secateur-demo")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", [*filter(blocks_of, PAGES)], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_of_a_page_runs_or_is_taken_as_far_as_it_goes(
+    page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, names = page.read_text(encoding="utf-8"), {"__name__": "__main__"}
+    for name, content in FILES.items():
+        if name in text:
+            (reader / name).parent.mkdir(parents=True, exist_ok=True)
+            (reader / name).write_text(content, encoding="utf-8")
+    for block in blocks_of(page):
+        if block.language == "python" and str(page.relative_to(ROOT)) not in PYTHON_ELSEWHERE:
+            exec(compile("\n" * (block.line - 1) + block.text, page, "exec"), names)  # noqa: S102  our own page
+        elif block.language in ("bash", "console"):
+            for words in block.commands():
+                with monkeypatch.context() as patch:
+                    take(words, block, patch, capsys)
+        elif block.language == "yaml":
+            take_settings(block, text, reader)
+
+
+def take(words: list[str], block: Block, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hold one command to the parser that it is for."""
+    while re.match(r"[A-Z_]+=", words[0]):
+        patch.setenv(*words[0].split("=", 1))
+        words = words[1:]
+    if words[0] in ("torchrun", "accelerate"):
+        words = words[words.index("-m") + 1 :]
+    if words[0] == "secateur":
+        stop(HANDS_OVER_TO[words[1]], patch)
+        assert cli.main(words[1:]) == HANDED_OVER, f"{block}: {capsys.readouterr().err}"
+    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        assert exit_code_of_script(words[1:], patch) == HANDED_OVER, f"{block}: {capsys.readouterr().err}"
+    elif words[0] == "python" and words[1].startswith("examples/"):
+        subprocess.run([sys.executable, *words[1:]], check=True)
+    else:
+        assert any(" ".join(words).startswith(start) for start in NOT_RUN), (
+            f"{block}: {words} is neither run nor listed"
+        )
+
+
+def stop(name: str, patch: pytest.MonkeyPatch) -> None:
+    """End a command where it hands over, with all options read; the data that it names must be known, or be there."""
+
+    def handed_over(*args: Any, **options: Any) -> None:
+        for given in (options.get("data"), *(getattr(value, "data", None) for value in options.values())):
+            known = given is None or given in (*HUB_TEXTS, PYTHON_DOCS) or given.startswith("hub:")
+            stands_for_any = known or given.isupper()  # SPEC
+            assert stands_for_any or Path(given).exists(), f"no data is called {given}"
+        raise SystemExit(HANDED_OVER)
+
+    patch.setattr(name, handed_over)
+    patch.setattr("secateur.surgery.gguf_files.cut_gguf", handed_over)
+    patch.setattr(cli, "_parser", parser_of)
+    patch.setattr("secateur.loading.local_checkpoint", lambda source, **_: Path(source))
+    patch.setattr(logging, "basicConfig", lambda **_: None)
+
+
+def exit_code_of_script(words: list[str], patch: pytest.MonkeyPatch) -> Any:
+    """Run a script up to where it has read its options."""
+    original = argparse.ArgumentParser.parse_args
+
+    def parse_args(self: argparse.ArgumentParser, *given: Any) -> None:
+        original(self, *given)
+        raise SystemExit(HANDED_OVER)
+
+    patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    patch.setattr(sys, "argv", words)
+    patch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location("a_benchmark", words[0])
+    script = importlib.util.module_from_spec(spec)
+    patch.setitem(sys.modules, "a_benchmark", script)  # dataclasses look their module up
+    spec.loader.exec_module(script)
+    with pytest.raises(SystemExit) as done:
+        script.main()
+    return done.value.code
+
+
+def take_settings(block: Block, page: str, folder: Path) -> None:
+    """A comparison is read as one; other settings become the file that they name, which a command below reads."""
+    name = re.match(r"# (\S+\.yaml)", block.text)
+    if name:
+        (folder / name[1]).write_text(block.text, encoding="utf-8")
+        assert f"--config {name[1]} " in page, f"{block}: no command reads it"
+    else:
+        (folder / "settings.yaml").write_text(block.text, encoding="utf-8")
+        read_comparison(folder / "settings.yaml")
+
+
+def test_every_block_says_what_it_is() -> None:
+    for page in PAGES:
+        fences = page.read_text(encoding="utf-8").count("```")
+        assert fences == 2 * len(blocks_of(page)), f"{page}: a fence that is not closed, or not at the edge"
+        for block in blocks_of(page):
+            assert block.language in LANGUAGES, f"{block}: '{block.language}' is not one of {LANGUAGES}"
+
+
+def test_commands_stand_in_blocks_that_are_tested() -> None:
+    command = re.compile(r"^(?:    |\$ )?(?:secateur|python|pip|torchrun|accelerate) \S", re.MULTILINE)
+    for page in PAGES:
+        assert command.search(re.sub(r"^(?!    ).*", "", prose_of(page), flags=re.MULTILINE)) is None, page
+        for block in blocks_of(page):
+            assert block.language != "text" or command.search(block.text) is None, block
+
+
+def test_every_reason_for_not_running_is_needed() -> None:
+    shell = [block for page in PAGES for block in blocks_of(page) if block.language in ("bash", "console")]
+    commands = [" ".join(words) for block in shell for words in block.commands()]
+    for start in NOT_RUN:
+        assert any(command.startswith(start) for command in commands), start
+    for page in PYTHON_ELSEWHERE:
+        assert any(block.language == "python" for block in blocks_of(ROOT / page)), page
+
+
+def test_every_option_that_prose_names_is_one_of_a_command() -> None:
+    known = {option for command in cli.COMMANDS for option in options_of(command)}
+    for page in PAGES:
+        for code in code_in(prose_of(page)):
+            ours = re.match(r"(secateur .*)?--", code)
+            for option in re.findall(r"(?<![\w*-])--[a-z][\w.-]*\w", code) if ours else ():
+                assert option in known, f"{page.relative_to(ROOT)}: `{code}`"
+
+
+def options_of(command: str) -> set[str]:
+    """The options of a command as they are typed."""
+    return {name.replace("_", "-") for action in parser_of(command)._actions for name in action.option_strings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
+    for link in links_of(page):
+        target, _, anchor = link.partition("#")
+        file = page.parent / target if target else page
+        assert file.exists(), link
+        assert not anchor or anchor in anchors_of(file), link
+
+
+def test_the_reference_has_every_public_name_once() -> None:
+    named = re.findall(r"^::: secateur\.(\w+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(set(secateur.__all__) - {"METHODS"})  # which is a dictionary: it has no docstring
