@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from secateur.surgery.merge import merge_layers_
     from secateur.training.igia import IGIA, IGIACallback
     from secateur.training.recovery import Recovery, recover_
-    from secateur.training.supervised import FineTuning
+    from secateur.training.settings import FineTuning
     from secateur.tuning import tune
 
 _HOME = {
     "DataError": "errors",
     "Decoder": "decoder",
     "Examples": "data.examples",
-    "FineTuning": "training.supervised",
+    "FineTuning": "training.settings",
     "IGIA": "training.igia",
     "IGIACallback": "training.igia",
     "LayerScores": "plan",

@@ -11,19 +11,18 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.depth import count_field
 from secateur.errors import PlanError, UnsupportedModelError
+from secateur.settings import GateKind
 
-__all__ = ["Activations", "Decoder", "GateKind", "evaluating", "unwrapped"]
+__all__ = ["Activations", "Decoder", "evaluating", "unwrapped"]
 
 logger = logging.getLogger(__name__)
-
-GateKind = Literal["residual", "output"]
 
 _PROBE_TOKENS = 8
 _MISSING = object()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from secateur.data import TokenBatches, calibration_and_held_out
-from secateur.decoder import Decoder
 from secateur.errors import PlanError, RequestError
 from secateur.plan import PruningPlan, count_to_drop
 from secateur.report.record import count_parameters
-from secateur.surgery.checkpoint import Proof
+
+if TYPE_CHECKING:
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
+    from secateur.surgery.checkpoint import Proof
 
 __all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "num_to_drop"]
 
@@ -52,6 +54,8 @@ class TextSettings:
         Raises:
             DataError: if a text cannot be read or is too short.
         """
+        from secateur.data import calibration_and_held_out
+
         return calibration_and_held_out(
             self.data,
             tokenizer,

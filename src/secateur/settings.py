@@ -1,16 +1,43 @@
-"""What settings may be: each check holds named fields to one rule, and says in one line which value breaks it.
+"""What settings may be: words that those of several rooms choose among, and checks that hold named fields to one rule.
 
-A field that is None is left alone: it says that something else decides.
+A check says in one line which value breaks it; a field that is None is left alone: it says that something else decides. Settings
+are what the command line explains, so none of this imports torch.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from secateur.errors import RequestError
 
-__all__ = ["check_above_zero", "check_at_least", "check_choices", "check_divides", "check_shares"]
+__all__ = [
+    "AbsorbForm",
+    "GateKind",
+    "Gradients",
+    "Merge",
+    "Reduction",
+    "check_above_zero",
+    "check_at_least",
+    "check_choices",
+    "check_divides",
+    "check_shares",
+]
+
+AbsorbForm = Literal["map", "projection"]
+"""What is solved for when layers are absorbed: see `secateur.surgery.absorb`."""
+
+GateKind = Literal["residual", "output"]
+"""What the weight of a layer multiplies: see `secateur.decoder`."""
+
+Gradients = Literal["lora", "full"]
+"""Whose gradients are read, the adapters' or those of all weights: see `secateur.training.igia`."""
+
+Merge = Literal["none", "sign", "sign-igia"]
+"""How pruned layers are merged into kept ones: see `secateur.surgery.merge`."""
+
+Reduction = Literal["squares", "norm"]
+"""What is summed of the simulated gradients: see `secateur.training.igia`."""
 
 
 def check_choices(settings: Any, *names: str) -> None:

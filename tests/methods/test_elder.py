@@ -314,4 +314,4 @@ def test_same_seed_twice_prepares_the_same_weights(tiny_model: Any, windows: Tok
 @pytest.fixture(autouse=True)
 def _small_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of the joint choice as long as the windows here, so that all of their text is seen."""
-    monkeypatch.setattr(gates_module, "_ROW_TOKENS", 24)
+    monkeypatch.setattr(gates_module, "ROW_TOKENS", 24)

@@ -40,6 +40,7 @@ COMMANDS = (
     "cut",
     "check",
     "carry",
+    "push",
     "eval",
     "bench",
     "compare",
@@ -201,8 +202,8 @@ def _parser(command: str) -> ArgumentParser:
 
 
 def _methods_of(parser: ArgumentParser) -> Collection[str]:
-    """The methods that a command takes; those that take none need not import them, which costs a second and 100 MB."""
-    if "method" not in parser.get_defaults():
+    """The methods that a command takes."""
+    if not any(action.dest == "method" for action in parser._actions):
         return ()
     from secateur.methods import METHODS
 

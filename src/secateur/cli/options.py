@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from secateur.cli.words import parse_amount, parse_increase, parse_layers, parse_memory, parse_ratio
 from secateur.errors import OutputError, RequestError
@@ -21,9 +21,11 @@ __all__ = [
     "add_method",
     "add_out",
     "add_placement",
+    "add_push",
     "add_recovery",
     "add_resume",
     "add_seed",
+    "add_settings",
     "add_target",
     "check_file",
     "converter_of",
@@ -32,11 +34,13 @@ __all__ = [
     "placement_of",
     "print_json",
     "print_pruned",
+    "push_finished",
     "recovery_of",
     "resume_of",
     "settings_of",
     "target_of",
     "text_of",
+    "upload_of",
 ]
 
 
@@ -93,13 +97,22 @@ def add_method(parser: ArgumentParser, *, default: str) -> None:
     from secateur.methods import METHODS
 
     for name, method in METHODS.items():
-        parser.add_class_arguments(method, name, help=f"settings of {name} ({method.paper})", skip=set())
+        add_settings(parser, method, name, explained=f"settings of {name} ({method.paper})")
     parser.add_argument("--method", type=str, default=default, help=f"one of {', '.join(METHODS)}")
     add_seed(parser)
     parser.add_argument(
         "--precision", choices=["auto", "fp32", "bf16"], default="auto",
         help="of the passes while choosing and preparing; auto is bf16 where the device has it natively",
     )  # fmt: skip
+
+
+def add_settings(parser: ArgumentParser, of: type, group: str | None = None, *, explained: str | None = None) -> None:
+    """The fields of a dataclass of settings as options, with what it says of each, in a group of their own if that has a name.
+
+    Types that are written as text are read here: to read them itself the parser would import what type checkers import, torch.
+    """
+    of.__init__.__annotations__.update(get_type_hints(of))  # type: ignore[misc]
+    parser.add_class_arguments(of, group, help=explained)
 
 
 def add_seed(parser: ArgumentParser, of: str = "everything random") -> None:
@@ -129,7 +142,7 @@ def add_recovery(parser: ArgumentParser) -> None:
     """Training after the cut."""
     from secateur.training.recovery import Recovery
 
-    parser.add_class_arguments(Recovery, None)
+    add_settings(parser, Recovery)
 
 
 def add_out(
@@ -138,6 +151,43 @@ def add_out(
     """The new directory."""
     parser.add_argument("--out", type=str, required=default is None, default=default, help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there, if it is a checkpoint")
+
+
+def add_push(parser: ArgumentParser) -> None:
+    """Uploading what was made."""
+    parser.add_argument(
+        "--push_to_hub", type=str, metavar="REPO_ID",
+        help="when all is proven, upload all of --out to this repository (owner/name), the command in its record among it; "
+        "log in by hf auth login or HF_TOKEN",
+    )  # fmt: skip
+    parser.add_argument("--private", action="store_true", help="with --push-to-hub, make the repository a private one")
+
+
+def upload_of(options: dict[str, Any]) -> Any:
+    """Where the result is to be uploaded, held to what the hub allows; None if nowhere.
+
+    Raises:
+        RequestError: if it could not be.
+    """
+    from secateur.hub import Upload, checked
+    from secateur.processes import by_first
+
+    repo_id, private = options["push_to_hub"], options["private"]
+    if repo_id is None:
+        if private:
+            raise RequestError("--private has no effect without --push-to-hub; add that, or leave it out")
+        return None
+    return by_first(lambda: checked(Upload(repo_id=repo_id, private=private)))
+
+
+def push_finished(folder: Path, upload: Any, progress: Any) -> None:
+    """Upload a result, if that was asked for; it is printed by then, so that a failure here takes nothing away."""
+    from secateur.hub import push
+    from secateur.processes import by_first
+
+    if upload is not None:
+        progress.note(f"pushing {folder} to {upload.repo_id}")
+        progress.note(f"pushed to {by_first(lambda: push(folder, upload))}")
 
 
 def add_resume(parser: ArgumentParser) -> None:

@@ -9,17 +9,21 @@ from secateur.cli.options import (
     add_loading,
     add_method,
     add_out,
+    add_push,
     add_recovery,
     add_resume,
+    add_settings,
     add_target,
     converter_of,
     loading_of,
     method_of,
     print_pruned,
+    push_finished,
     recovery_of,
     resume_of,
     target_of,
     text_of,
+    upload_of,
 )
 
 if TYPE_CHECKING:
@@ -39,13 +43,14 @@ def add_options(parser: ArgumentParser) -> None:
     from secateur.request import TextSettings
 
     parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
-    parser.add_class_arguments(TextSettings, None)
+    add_settings(parser, TextSettings)
     add_method(parser, default="elder")
     add_target(parser, budgets=True)
     add_recovery(parser)
     add_resume(parser)
     add_out(parser)
     add_format(parser)
+    add_push(parser)
     add_loading(parser)
 
 
@@ -55,7 +60,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     from secateur.processes import by_first
     from secateur.surgery.convert import convert_to_gguf
 
-    converter = converter_of(options)
+    converter, upload = converter_of(options), upload_of(options)
     result = prune(
         options["model"],
         method=method_of(options),
@@ -72,3 +77,4 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     if converter:
         progress.note(f"the same as a GGUF file: {by_first(lambda: convert_to_gguf(result.path, converter))}")
     print_pruned(result, as_json=options["json"])
+    push_finished(result.path, upload, progress)

@@ -8,6 +8,7 @@ from secateur.cli.options import (
     add_loading,
     add_method,
     add_placement,
+    add_settings,
     check_file,
     loading_of,
     method_of,
@@ -31,7 +32,7 @@ def add_options(parser: ArgumentParser) -> None:
     from secateur.request import TextSettings
 
     parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
-    parser.add_class_arguments(TextSettings, None)
+    add_settings(parser, TextSettings)
     add_method(parser, default="elder")
     parser.add_argument("--drop", type=str, default="25%", help="how many layers to choose: a count or a share")
     parser.add_argument("--out", type=str, help="write the plan to this JSON file")

@@ -8,14 +8,18 @@ from secateur.cli.options import (
     add_loading,
     add_method,
     add_out,
+    add_push,
     add_resume,
+    add_settings,
     add_target,
     loading_of,
     method_of,
     print_json,
+    push_finished,
     resume_of,
     settings_of,
     target_of,
+    upload_of,
 )
 
 if TYPE_CHECKING:
@@ -30,11 +34,11 @@ USAGE = "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layer
 def add_options(parser: ArgumentParser) -> None:
     """The options of this command."""
     from secateur.data.task import TaskSettings
-    from secateur.training.supervised import FineTuning
+    from secateur.training.settings import FineTuning
 
     parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
-    parser.add_class_arguments(TaskSettings, None)
-    parser.add_class_arguments(FineTuning, None)
+    add_settings(parser, TaskSettings)
+    add_settings(parser, FineTuning)
     parser.add_argument(
         "--metric", choices=["auto", "accuracy", "perplexity", "generation"], default="auto",
         help="what is measured; auto is accuracy where there are options to choose among, else perplexity of the completion",
@@ -45,6 +49,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_method(parser, default="gradpruner")
     add_target(parser)
     add_out(parser)
+    add_push(parser)
     add_loading(parser)
 
 
@@ -52,9 +57,10 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
     from secateur.data.task import TaskSettings
     from secateur.report.console import results_console, show_tuned
-    from secateur.training.supervised import FineTuning
+    from secateur.training.settings import FineTuning
     from secateur.tuning import tune
 
+    upload = upload_of(options)
     result = tune(
         options["model"],
         task=settings_of(TaskSettings, options),
@@ -75,3 +81,4 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         print_json({"out": str(result.path), **result.record})
     else:
         show_tuned(result.record, str(result.path), results_console())
+    push_finished(result.path, upload, progress)

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from secateur.data.chat import ChatUse
-from secateur.data.examples import Examples, load_examples
-from secateur.data.prompts import context_length
-from secateur.data.tables import splits_of
-from secateur.data.tokens import TokenBatches, tokenize
 from secateur.errors import DataError
 from secateur.settings import check_at_least
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from secateur.data.examples import Examples
+    from secateur.data.tokens import TokenBatches
 
 __all__ = ["Task", "TaskSettings", "calibration_windows", "windows_of"]
 
@@ -81,6 +80,8 @@ class TaskSettings:
         Raises:
             DataError: if one of them cannot be read, or nothing is left to train on.
         """
+        from secateur.data.tables import splits_of
+
         train = self._read(self.data, "train", tokenizer, None).shuffled(seed=seed)
         splits = splits_of(self.data)
         # Where there is no test split, the validation split is what others report on: it is not chosen by then.
@@ -135,6 +136,8 @@ class TaskSettings:
     def _read(
         self, spec: str, split: str, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, ...] | None
     ) -> Examples:
+        from secateur.data.examples import load_examples
+
         return load_examples(
             spec, split=split, template=self.template, tokenizer=tokenizer, chat=self.chat, labels=labels
         )
@@ -146,6 +149,8 @@ def windows_of(examples: Examples, tokenizer: Any, *, sequence_length: int, num_
     Raises:
         DataError: if the texts together have fewer than two tokens.
     """
+    from secateur.data.tokens import TokenBatches, tokenize
+
     stream = tokenize(examples.texts(), tokenizer)
     length = min(sequence_length, len(stream))
     if length < 2:
@@ -156,6 +161,8 @@ def windows_of(examples: Examples, tokenizer: Any, *, sequence_length: int, num_
 
 def calibration_windows(examples: Examples, model: Any, tokenizer: Any) -> TokenBatches:
     """Windows of a task's text, no longer than the model's context: enough for methods that calibrate on plain text."""
+    from secateur.data.prompts import context_length
+
     length = context_length(model, _WINDOW)
     return windows_of(examples, tokenizer, sequence_length=length, num_sequences=_MOST_WINDOWS)
 

@@ -19,19 +19,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder
 from secateur.errors import RunError
 from secateur.methods.base import Method, Run, measuring
 from secateur.plan import LayerScores, PruningPlan
 from secateur.processes import share_out
 from secateur.settings import check_at_least
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
 
 __all__ = ["Angular", "block_distances"]
 
@@ -85,6 +85,9 @@ def block_distances(decoder: Decoder, data: TokenBatches, tokens: Literal["last"
     Raises:
         RunError: if the activations are not finite.
     """
+    import torch
+    from torch.nn import functional
+
     num_layers = decoder.num_layers
     layers = range(num_layers)
 

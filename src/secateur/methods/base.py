@@ -8,12 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder, evaluating
 from secateur.errors import RequestError
 from secateur.plan import LayerScores, PruningPlan
 from secateur.processes import share_out
@@ -21,8 +15,12 @@ from secateur.progress import Progress, Silent
 from secateur.step import Step
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from typing_extensions import Self
 
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
     from secateur.training.checkpoints import Keeping
 
 __all__ = ["Cost", "Method", "Run", "Step", "calibration_loss", "next_token_loss"]
@@ -46,6 +44,8 @@ class Run:
 
     def autocast(self, decoder: Decoder) -> torch.autocast:
         """Mixed precision as asked for."""
+        import torch
+
         return torch.autocast(decoder.device.type, self.precision or torch.bfloat16, enabled=self.precision is not None)
 
 
@@ -211,6 +211,8 @@ class Method(ABC):
 
 def next_token_loss(logits: Tensor, input_ids: Tensor) -> Tensor:
     """Mean next-token cross-entropy in nats of logits (batch, tokens, vocabulary), in float32."""
+    from torch.nn import functional
+
     targets = input_ids[:, 1:].to(logits.device).flatten()
     return functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets)
 
@@ -228,5 +230,9 @@ def calibration_loss(decoder: Decoder, data: TokenBatches, run: Run) -> float:
 @contextmanager
 def measuring(decoder: Decoder, run: Run) -> Iterator[None]:
     """Forward passes only: evaluation mode, no gradients, mixed precision as asked for."""
+    import torch
+
+    from secateur.decoder import evaluating
+
     with evaluating(decoder.model), torch.no_grad(), run.autocast(decoder):
         yield

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder, GateKind
 from secateur.errors import RequestError
 from secateur.methods.base import Cost, Method, Run, Step
-from secateur.methods.gates import GateLearning, choose_layers
+from secateur.methods.gate_learning import GateLearning
 from secateur.plan import LayerScores, PruningPlan
-from secateur.settings import check_at_least
-from secateur.surgery.absorb import AbsorbForm, absorb_
-from secateur.training.removal import RemovalTraining, train_towards_removal_
+from secateur.settings import AbsorbForm, GateKind, check_at_least
+from secateur.training.settings import RemovalTraining
+
+if TYPE_CHECKING:
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
 
 __all__ = ["Elder", "ElderPublished"]
 
@@ -66,6 +67,8 @@ class Elder(GateLearning, RemovalTraining, Method):
         Raises:
             TrainingDivergedError: if the loss stops being finite; nothing was changed.
         """
+        from secateur.methods.gates import choose_layers
+
         choice = choose_layers(decoder, data, drop, self, run or Run())
         scores = LayerScores(tuple(choice.weights), self.name)
         return self._planned(choice.order, scores, weights_by_round=choice.history)
@@ -79,6 +82,9 @@ class Elder(GateLearning, RemovalTraining, Method):
             TrainingDivergedError: if the loss stops being finite; the model then holds the last good weights.
             UnsupportedModelError: if the model has no plain projection to absorb into; nothing was changed.
         """
+        from secateur.surgery.absorb import absorb_
+        from secateur.training.removal import train_towards_removal_
+
         if not self.prepare:
             return {}
         run = run or Run()

@@ -22,112 +22,25 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from secateur.data import TokenBatches
-from secateur.decoder import Decoder, GateKind, evaluating
-from secateur.errors import RequestError, TrainingDivergedError
-from secateur.methods.base import Run, Step, calibration_loss, next_token_loss
+from secateur.decoder import Decoder, evaluating
+from secateur.errors import TrainingDivergedError
+from secateur.methods.base import Run, calibration_loss, next_token_loss
+from secateur.methods.gate_learning import ROW_TOKENS, ROWS_PER_STEP, GateLearning
 from secateur.methods.sleb import removal_losses
 from secateur.processes import count, share_out
-from secateur.settings import check_above_zero, check_at_least
 
-__all__ = ["Choice", "GateLearning", "choose_layers", "on_budget"]
+__all__ = ["Choice", "choose_layers", "on_budget"]
 
-_ROW_TOKENS = 128
-_ROWS_PER_STEP = 8
 _MEMORY = 0.98
 """Of the running mean of the removal costs."""
 
 _LARGEST_COST = (1.0, 0.5)
 """Nats: one draw's cost is clipped to the first, the mean to the second; beyond it a layer is needed, never mind how much."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateLearning:
-    """How the weights of the layers are learned."""
-
-    selection: Literal["joint", "greedy"] = "joint"
-    """All layers at once under a budget, or one a round as published."""
-
-    gate: GateKind = "residual"
-    """What the weight of a layer multiplies: its change to the stream (residual), or its whole output."""
-
-    gate_sequences: int | None = 8
-    """Calibration windows to learn the weights on; all of them if null."""
-
-    joint_steps: int = 40
-    """Joint: steps of 8 rows of 128 tokens."""
-
-    joint_rate: float = 0.25
-    """Joint: how far a weight moves per nat of removal cost and step."""
-
-    measured_start: bool = True
-    """Joint: start from what removing each layer alone costs, one pass from each layer to the end, instead of from nothing."""
-
-    explore: float = 0.25
-    """Joint: share of the gates drawn uniformly, to measure what removal costs."""
-
-    lambda_1: float = 0.1
-    """Greedy: pressure on the weights, the factor of their l1 norm."""
-
-    gate_learning_rate: float = 0.05
-    """Greedy: learning rate of Adam on the weights."""
-
-    first_steps: int = 15
-    """Greedy: steps of the first round."""
-
-    round_steps: int = 8
-    """Greedy: steps of each later round."""
-
-    warm_start: bool = True
-    """Greedy: whether a round starts from the last round's weights, or from 1."""
-
-    fixed_batch: bool = True
-    """Greedy: whether every step sees all windows, or the next batch of them."""
-
-    shortlist: int = 5
-    """How many layers compete for each place by the calibration loss itself: the weights nominate them; 1 trusts the weights."""
-
-    def __post_init__(self) -> None:
-        check_above_zero(
-            self, "gate_sequences", "joint_steps", "joint_rate", "gate_learning_rate", "first_steps", "round_steps", "shortlist",
-        )  # fmt: skip
-        if not 0 < self.explore <= 1:
-            raise RequestError(f"explore is a share above 0 and at most 1, not {self.explore:g}")
-        check_at_least(self, 0, "lambda_1")
-        if self.selection == "joint" and self.gate != "residual":
-            raise RequestError(
-                "the joint choice needs layers that can be absent: set gate to residual, or selection to greedy"
-            )
-
-    def choosing_tokens(self, num_layers: int, drop: int, data: TokenBatches) -> float:
-        """What choosing costs, in tokens forward through the whole model; a backward pass for the gates counts 1.2."""
-        windows = min(self.gate_sequences or data.num_sequences, data.num_sequences)
-        tokens = windows * data.sequence_length
-        left = [1 - done / num_layers for done in range(drop)]
-        tried = 0.6 * self.shortlist * tokens if self.shortlist > 1 else 0.0
-        if self.selection == "joint":
-            trials = 0.6 * tokens * sum(drop + self.shortlist - 1 - done for done in range(drop))
-            alone = (1 + 0.6 * num_layers) * tokens if self.measured_start else 0.0
-            learned = 2.2 * self.joint_steps * min(tokens, _ROWS_PER_STEP * _ROW_TOKENS)
-            return alone + learned + (trials if tried else 0.0)
-        per_step = tokens if self.fixed_batch else min(tokens, data.batch_size * data.sequence_length)
-        return sum(
-            share * (2.2 * per_step * steps + tried) for share, steps in zip(left, self._steps(drop), strict=True)
-        )
-
-    def choosing_step(self, data: TokenBatches) -> Step:
-        """A step on the weights of the layers."""
-        if self.selection == "joint":
-            return Step(trains="gates", sequences=_ROWS_PER_STEP, tokens=min(_ROW_TOKENS, data.sequence_length))
-        return Step(trains="gates")
-
-    def _steps(self, drop: int) -> list[int]:
-        return [self.first_steps] + [self.round_steps] * (drop - 1)
 
 
 @dataclass(frozen=True)
@@ -158,7 +71,7 @@ def _greedily(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLea
     num_layers = decoder.num_layers
     gates = torch.ones(num_layers, requires_grad=True)
     choice = Choice([], [1.0] * num_layers, [])
-    rounds = settings._steps(drop)
+    rounds = settings.steps_by_round(drop)
     with run.progress.track("learning the weight of each layer", sum(rounds)) as advance:
         for steps in rounds:
             active = [layer for layer in range(num_layers) if layer not in choice.order]
@@ -250,7 +163,7 @@ def _slopes_by_row(decoder: Decoder, input_ids: Tensor, gates: Tensor, settings:
 def _jointly(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLearning, run: Run) -> Choice:
     num_layers, steps = decoder.num_layers, settings.joint_steps
     generator = torch.Generator().manual_seed(run.seed)
-    row_tokens = min(_ROW_TOKENS, data.sequence_length)
+    row_tokens = min(ROW_TOKENS, data.sequence_length)
     rows = data.input_ids[:, : data.sequence_length // row_tokens * row_tokens].reshape(-1, row_tokens)
     weights = torch.ones(num_layers)
     cost_sum, cost_count = _removed_alone(decoder, data, settings, run)
@@ -258,7 +171,7 @@ def _jointly(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLear
     history: list[list[float]] = []
     with run.progress.track("learning the weights of all layers", steps) as advance:
         for step in range(steps):
-            input_ids = rows[torch.arange(step * _ROWS_PER_STEP, (step + 1) * _ROWS_PER_STEP) % len(rows)]
+            input_ids = rows[torch.arange(step * ROWS_PER_STEP, (step + 1) * ROWS_PER_STEP) % len(rows)]
             gates, uniform = _draw(weights, len(input_ids), settings.explore, generator)
             cost = -_slopes_by_row(decoder, input_ids, gates, settings, run)
             cost_sum = _MEMORY * cost_sum + (cost.clamp(-_LARGEST_COST[0], _LARGEST_COST[0]) * uniform).sum(dim=1)
@@ -301,7 +214,7 @@ def _removed_alone(decoder: Decoder, data: TokenBatches, settings: GateLearning,
     with run.progress.track("removing each layer alone", len(layers) * len(data)) as advance:
         losses = removal_losses(decoder, data, (), layers, run, advance)
     costs = torch.tensor([losses[layer] - dense for layer in layers]).clamp(max=_LARGEST_COST[1])
-    draws = settings.explore * _ROWS_PER_STEP / (1 - _MEMORY)  # as many as the running mean remembers
+    draws = settings.explore * ROWS_PER_STEP / (1 - _MEMORY)  # as many as the running mean remembers
     return draws * costs, torch.full((len(layers),), draws)
 
 

@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder
 from secateur.methods.base import Cost, Method, Run, Step
 from secateur.plan import PruningPlan
-from secateur.settings import check_at_least, check_choices
-from secateur.surgery.absorb import AbsorbForm, absorb_
-from secateur.surgery.merge import Merge, check_keep, highest_merged, merge_layers_
-from secateur.training.igia import Reduction
-from secateur.training.rows import Rows, rows_of_windows
+from secateur.settings import AbsorbForm, Merge, Reduction, check_at_least, check_choices
 from secateur.training.scoring import Scoring, score_layers
-from secateur.training.trainer import rows_at_once
+from secateur.training.settings import rows_at_once
+
+if TYPE_CHECKING:
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
+    from secateur.training.rows import Rows
 
 __all__ = ["GradPruner"]
 
@@ -60,6 +59,8 @@ class GradPruner(Scoring, Method):
     """Pull of absorb towards the weights as they are; chosen on the last eighth of the windows if null."""
 
     def __post_init__(self) -> None:
+        from secateur.surgery.merge import check_keep
+
         Scoring.__post_init__(self)
         check_choices(self, "reduction", "merge", "absorb")
         check_keep(self.keep)
@@ -67,6 +68,8 @@ class GradPruner(Scoring, Method):
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Score the layers in the first steps of training on plain text, and drop the lowest."""
+        from secateur.training.rows import rows_of_windows
+
         return self.plan_on_task(decoder, rows_of_windows(data), data, drop=drop, run=run)
 
     def plan_on_task(
@@ -132,6 +135,9 @@ class GradPruner(Scoring, Method):
         Raises:
             UnsupportedModelError: if the model has no plain projection to absorb into; nothing was changed.
         """
+        from secateur.surgery.absorb import absorb_
+        from secateur.surgery.merge import merge_layers_
+
         run = run or Run()
         report: dict[str, Any] = {}
         plan = self.completed(plan, decoder, data, run)
@@ -173,4 +179,6 @@ class GradPruner(Scoring, Method):
 
     def _targets(self, order: tuple[int, ...], num_layers: int) -> dict[int, int]:
         """Which pruned layers are merged, into which: the last of the order have the highest scores."""
+        from secateur.surgery.merge import highest_merged
+
         return highest_merged(order, num_layers, self.merge, self.merged_layers)

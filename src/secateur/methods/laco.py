@@ -24,21 +24,20 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder
 from secateur.errors import RequestError, RunError, UnsupportedModelError
 from secateur.methods.base import Cost, Method, Run, Step, measuring
 from secateur.plan import LayerScores, PruningPlan
 from secateur.processes import in_order, own_share
 from secateur.settings import check_above_zero, check_at_least
-from secateur.surgery.folding import Fold, folds_of
-from secateur.surgery.folding import fold as fold_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
+    from secateur.surgery.folding import Fold
 
 __all__ = ["Laco"]
 
@@ -115,6 +114,8 @@ class Laco(Method):
         """With the folds, where it is of given layers: see `prepare_`."""
         if "folds" in plan.provenance:
             return plan
+        from secateur.surgery.folding import folds_of
+
         folds = folds_of(plan)
         return replace(
             plan,
@@ -138,6 +139,10 @@ class Laco(Method):
         Raises:
             UnsupportedModelError: if layers to be folded together differ in shape; nothing was changed.
         """
+        import torch
+
+        from secateur.surgery.folding import folds_of
+
         folds = folds_of(plan)
         for fold in folds:
             if not _alike(decoder, (fold.into, *fold.layers)):
@@ -174,6 +179,8 @@ def _collapse(
     decoder: Decoder, data: TokenBatches, drop: int, settings: Laco, run: Run
 ) -> tuple[list[Fold], dict[int, float]]:
     """The accepted folds, and for each layer that was ever folded the largest cosine of such a trial."""
+    from secateur.surgery.folding import Fold
+
     high = max(min(settings.highest or decoder.num_layers, decoder.num_layers), drop + 1)
     low = max(0, min(settings.lowest, high - 1 - drop))
     size, folds, gone = settings.layers_per_merge, list[Fold](), set[int]()
@@ -219,6 +226,9 @@ def _similarity(
     decoder: Decoder, data: TokenBatches, dense: Sequence[Tensor], fold: Fold, gone: set[int], run: Run
 ) -> float:
     """The mean cosine between the dense model's output and that without `gone` and with `fold`; NaN if it cannot be folded."""
+    import torch
+    from torch.nn import functional
+
     if not _alike(decoder, (fold.into, *fold.layers)):
         return math.nan
     with _on_trial(decoder, fold), decoder.bypass({*gone, *fold.layers}):
@@ -272,6 +282,8 @@ def _alike(decoder: Decoder, layers: Sequence[int]) -> bool:
 
 def _folded(decoder: Decoder, fold: Fold, name: str) -> Tensor:
     """`θ_l + Σ (θ_{l+k} − θ_l)` of one parameter."""
+    from secateur.surgery.folding import fold as fold_weights
+
     kept, *others = (_matrices(decoder.layers[layer])[name].detach() for layer in (fold.into, *fold.layers))
     return fold_weights(kept, others)
 

@@ -13,14 +13,14 @@ which ranks the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder
 from secateur.methods.base import Cost, Method, Run
 from secateur.plan import LayerScores, PruningPlan
+
+if TYPE_CHECKING:
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
 
 __all__ = ["Magnitude"]
 
@@ -38,6 +38,8 @@ class Magnitude(Method):
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:  # noqa: ARG002
         """Take each layer's norm, and drop the lowest."""
+        import torch
+
         order = 1 if self.norm == "l1" else 2
         values = []
         for layer in decoder.layers:

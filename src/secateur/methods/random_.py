@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder
 from secateur.methods.base import Cost, Method, Run
 from secateur.plan import LayerScores, PruningPlan
+
+if TYPE_CHECKING:
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
 
 __all__ = ["Random"]
 
@@ -26,6 +26,8 @@ class Random(Method):
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:  # noqa: ARG002
         """Score each layer by its place in a random permutation, and drop the lowest."""
+        import torch
+
         generator = torch.Generator().manual_seed((run or Run()).seed)
         places = torch.randperm(decoder.num_layers, generator=generator)
         scores = LayerScores(tuple(places.double().tolist()), self.name)

@@ -18,17 +18,18 @@ variants with a cosine loss or with several blocks of fixed length are not offer
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder
 from secateur.methods.angular import Angular
 from secateur.methods.base import Cost, Method, Run
 from secateur.methods.shortgpt import ShortGPT
 from secateur.methods.sleb import Sleb
 from secateur.plan import LayerScores, PruningPlan
 from secateur.settings import check_at_least
-from secateur.surgery.absorb import absorb_
+
+if TYPE_CHECKING:
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
 
 __all__ = ["ReplaceMe"]
 
@@ -69,6 +70,8 @@ class ReplaceMe(Method):
             UnsupportedModelError: if the model has no plain projection before a run; nothing was changed.
             RunError: if the activations are not finite; nothing was changed.
         """
+        from secateur.surgery.absorb import absorb_
+
         run = run or Run()
         maps = absorb_(
             decoder,

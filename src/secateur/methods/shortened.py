@@ -27,18 +27,18 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder, evaluating
 from secateur.errors import RunError
 from secateur.methods.base import Cost, Method, Run, Step, next_token_loss
 from secateur.methods.sleb import removal_losses
 from secateur.plan import LayerScores, PruningPlan
 from secateur.processes import count, own_share, summed_
 from secateur.settings import check_above_zero, check_at_least
+
+if TYPE_CHECKING:
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
 
 __all__ = ["ShortenedPPL", "ShortenedTaylor"]
 
@@ -129,6 +129,8 @@ class ShortenedTaylor(Method):
 
 def _taylor_terms(decoder: Decoder, data: TokenBatches, run: Run) -> list[float]:
     """`Σ|w · ∂L/∂w|` a layer; the products in float32, their sum in float64."""
+    import torch
+
     with (
         run.progress.track("taking the gradient of the loss", len(data)) as advance,
         _gradients_of_layers(decoder),
@@ -156,6 +158,10 @@ def _taylor_terms(decoder: Decoder, data: TokenBatches, run: Run) -> list[float]
 @contextmanager
 def _gradients_of_layers(decoder: Decoder) -> Iterator[None]:
     """Room for the gradients of the layers' weights and of nothing else; who is trainable and any gradient come back."""
+    import torch
+
+    from secateur.decoder import evaluating
+
     saved = [(weight, weight.requires_grad, weight.grad) for weight in decoder.model.parameters()]
     try:
         for weight, _, _ in saved:

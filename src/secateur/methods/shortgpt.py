@@ -7,17 +7,17 @@ over all calibration tokens in float64.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder
 from secateur.methods.base import Method, Run, measuring
 from secateur.plan import LayerScores, PruningPlan
 from secateur.processes import share_out
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
 
 __all__ = ["ShortGPT"]
 
@@ -33,6 +33,9 @@ class ShortGPT(Method):
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Measure every layer's influence in one pass over the calibration tokens, and drop the lowest."""
+        import torch
+        from torch.nn import functional
+
         run = run or Run()
         layers = range(decoder.num_layers)
 

@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder
 from secateur.errors import RunError
 from secateur.methods.base import Cost, Method, Run, measuring, next_token_loss
 from secateur.plan import LayerScores, PruningPlan
 from secateur.processes import share_out
 from secateur.settings import check_above_zero
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
 
 __all__ = ["Sleb", "removal_losses"]
 

@@ -18,14 +18,16 @@ decay, as in every other method here; the published rate, 1e-5, is kept.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder
 from secateur.methods.base import Cost, Method, Run
 from secateur.plan import LayerScores, PruningPlan
 from secateur.settings import check_at_least
-from secateur.training.removal import RemovalTraining, train_towards_removal_
+from secateur.training.settings import RemovalTraining
+
+if TYPE_CHECKING:
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
 
 __all__ = ["Tail"]
 
@@ -91,6 +93,8 @@ class Tail(Method):
         Raises:
             TrainingDivergedError: if the loss stops being finite; the model then holds the last good weights.
         """
+        from secateur.training.removal import train_towards_removal_
+
         settings = self._training()
         if not self.tune or settings.num_steps(data) == 0:
             return {}

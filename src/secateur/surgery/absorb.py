@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,9 @@ from secateur.decoder import Decoder, evaluating
 from secateur.errors import RunError, UnsupportedModelError
 from secateur.processes import own_share, summed_
 from secateur.progress import Progress, Silent
+from secateur.settings import AbsorbForm
 
-__all__ = ["AbsorbForm", "absorb_", "runs"]
-
-AbsorbForm = Literal["map", "projection"]
+__all__ = ["absorb_", "runs"]
 
 _ALPHAS = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 _ALPHA_WITHOUT_HELD_OUT = 0.3

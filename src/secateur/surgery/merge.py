@@ -13,7 +13,7 @@ stay or go together; an entry with F = 0 never stays.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from secateur.decoder import Decoder
 from secateur.errors import RequestError
 from secateur.progress import Progress, Silent
+from secateur.settings import Merge
 
 __all__ = [
     "Evidence",
-    "Merge",
     "add_entries_",
     "check_keep",
     "highest_merged",
@@ -33,8 +33,6 @@ __all__ = [
     "share_of",
     "top_entries",
 ]
-
-Merge = Literal["none", "sign", "sign-igia"]
 
 
 class Evidence(Protocol):

@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +28,14 @@ from transformers import TrainerCallback
 from secateur.decoder import Decoder
 from secateur.errors import RequestError, RunError
 from secateur.plan import LayerScores, PruningPlan
+from secateur.settings import Gradients, Merge, Reduction
 from secateur.surgery.masks import write_masks
-from secateur.surgery.merge import Merge, check_keep, highest_merged
+from secateur.surgery.merge import check_keep, highest_merged
 from secateur.training.gradients import full_weights, low_rank_weights
 
-__all__ = ["IGIA", "Gradients", "IGIACallback", "Reduction", "rank_correlation"]
+__all__ = ["IGIA", "IGIACallback", "rank_correlation"]
 
 logger = logging.getLogger(__name__)
-
-Gradients = Literal["lora", "full"]
-Reduction = Literal["squares", "norm"]
 
 _LOW_AGREEMENT = 0.5
 

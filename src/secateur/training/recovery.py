@@ -11,21 +11,21 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
-
-from secateur.data import TokenBatches
-from secateur.decoder import Decoder
 from secateur.errors import RequestError
-from secateur.progress import Progress
 from secateur.settings import check_above_zero, check_at_least, check_choices, check_divides
 from secateur.step import Step
-from secateur.training.checkpoints import Keeping
-from secateur.training.precision import in_float32
-from secateur.training.removal import RemovalTraining, removal_arguments, train_towards_removal_
-from secateur.training.trainer import check_trainer_options
+from secateur.training.settings import RemovalTraining, check_trainer_options
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
+    from secateur.progress import Progress
+    from secateur.training.checkpoints import Keeping
 
 __all__ = ["KINDS_OF", "Recovery", "check_recovery", "recover_"]
 
@@ -182,6 +182,8 @@ def check_recovery(settings: Recovery, data: TokenBatches, *, precision: torch.d
     Raises:
         RequestError: if the budget is less than one window, or the Trainer refuses its further fields.
     """
+    from secateur.training.removal import removal_arguments
+
     if settings.trains:
         windows = _in_order(data, settings.num_windows(data), seed=0)
         removal_arguments(_training(settings), windows, precision=precision, scratch="unused")
@@ -220,6 +222,9 @@ def recover_(
         RequestError: if the budget is less than one window, or a teacher is missing; nothing was changed.
         TrainingDivergedError: if the loss or a weight stops being finite. The model then holds the last good weights.
     """
+    from secateur.training.precision import in_float32
+    from secateur.training.removal import train_towards_removal_
+
     windows = settings.num_windows(data)
     if settings.needs_teacher and teacher is None:
         raise RequestError(
@@ -248,6 +253,10 @@ def recover_(
 
 def _in_order(data: TokenBatches, windows: int, seed: int) -> TokenBatches:
     """The first `windows` of as many passes over the data as it takes, each shuffled."""
+    import torch
+
+    from secateur.data import TokenBatches
+
     generator = torch.Generator().manual_seed(seed)
     passes = math.ceil(windows / data.num_sequences)
     order = torch.cat([torch.randperm(data.num_sequences, generator=generator) for _ in range(passes)])

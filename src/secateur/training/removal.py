@@ -17,7 +17,6 @@ import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -30,131 +29,22 @@ from secateur.decoder import Activations, Decoder, unwrapped
 from secateur.errors import TrainingDivergedError
 from secateur.processes import summed_
 from secateur.progress import Progress, Silent
-from secateur.settings import check_above_zero, check_at_least, check_divides, check_shares
-from secateur.step import Step
 from secateur.training.checkpoints import Keeping, ResumableTrainer
 from secateur.training.distillation import distillation_loss
 from secateur.training.lora import attach_lora
 from secateur.training.partial import train_last_
+from secateur.training.settings import RESUME, RemovalTraining
 from secateur.training.sharding import back_in_parts_, in_parts, own_part
 from secateur.training.trainer import (
     Advance,
-    check_trainer_options,
     given_back,
     mean_of_processes,
-    rows_at_once,
     training_arguments,
 )
 
 __all__ = ["RemovalTraining", "identity_penalty", "removal_arguments", "train_towards_removal_"]
 
 logger = logging.getLogger(__name__)
-
-_RESUME = "resume_from_checkpoint"  # an argument of `Trainer.train`, beside those of the Trainer itself
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemovalTraining:
-    """How to train towards a removal."""
-
-    lambda_2: float = 0.0
-    """Weight of the identity penalty on the layers that go."""
-
-    lambda_2_ramp: float = 0.0
-    """Share of the steps over which lambda_2 rises linearly from 0; 0 for constant."""
-
-    norm: Literal["l1", "l2"] = "l2"
-    """Norm of the identity penalty over the hidden dimension."""
-
-    fade_over: float | None = None
-    """Share of the steps over which the layers that go fade out: 0 bypasses them from the start, null never does."""
-
-    distil: float = 0.0
-    """Weight of the distillation from the dense model, 0 to 1; the rest is next-token cross-entropy."""
-
-    distil_temperature: float = 1.0
-    """Temperature of the distillation: above 1 the dense model's less likely tokens count for more."""
-
-    distil_top_k: int | None = None
-    """How many of the dense model's likeliest tokens are told apart in the distillation; all if null."""
-
-    train: Literal["full", "lora", "partial"] = "full"
-    """Train all weights, low-rank adapters that are merged at the end, or the head, the final norm and the last layers alone."""
-
-    partial_layers: int = 3
-    """Partial: how many of the last layers that stay are trained."""
-
-    lora_rank: int = 16
-    """Rank of the adapters."""
-
-    lora_alpha: int = 32
-    """Scale of the adapters, over their rank."""
-
-    learning_rate: float = 2e-5
-    """Peak learning rate of AdamW; linear decay."""
-
-    warmup: float = 0.03
-    """Share of the steps over which the learning rate rises."""
-
-    weight_decay: float = 0.0
-    """Weight decay."""
-
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
-
-    sequences_per_step: int = 2
-    """Calibration windows per optimiser step."""
-
-    micro_batch: int | None = None
-    """Windows per forward pass; all of a step's if null. Must divide sequences_per_step."""
-
-    steps: int | None = None
-    """Optimiser steps; one pass over the calibration windows if null, no training at all if 0."""
-
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """Further fields of transformers.TrainingArguments (activation_checkpointing, report_to, optim, save_steps, …)."""
-
-    def __post_init__(self) -> None:
-        check_shares(self, "lambda_2_ramp", "distil", "warmup", "fade_over")
-        check_above_zero(
-            self, "sequences_per_step", "micro_batch", "lora_rank", "lora_alpha", "learning_rate", "partial_layers",
-            "distil_temperature", "distil_top_k",
-        )  # fmt: skip
-        check_at_least(self, 0, "lambda_2", "weight_decay", "max_grad_norm", "steps")
-        check_trainer_options(self.trainer, also=[_RESUME])
-        check_divides(self, "micro_batch", "sequences_per_step")
-
-    def step(self, *, without: int) -> Step:
-        """What a step takes, with `without` layers that do not run. The last good weights are kept beside what is trained.
-
-        Raises:
-            RequestError: if several processes cannot have equal shares of a step.
-        """
-        checkpointing = any(self.trainer.get(f"{name}_checkpointing") for name in ("gradient", "activation"))
-        return Step(
-            trains=self.train,
-            sequences=rows_at_once(self.sequences_per_step, self.micro_batch or self.sequences_per_step),
-            without=without,
-            teacher=self.distil > 0,
-            checkpointing=checkpointing,
-            lora_rank=self.lora_rank,
-            partial_layers=self.partial_layers,
-            trained_copies=1.0,
-        )
-
-    def num_steps(self, batches: TokenBatches) -> int:
-        """Optimiser steps on these windows."""
-        return math.ceil(batches.num_sequences / self.sequences_per_step) if self.steps is None else self.steps
-
-    def fade_at(self, progress: float) -> float:
-        """The gate of the layers that go, `progress` (0 at the first step, 1 after the last) into the training."""
-        if self.fade_over is None:
-            return 1.0
-        return max(0.0, 1.0 - progress / self.fade_over) if self.fade_over > 0 else 0.0
-
-    def lambda_2_at(self, progress: float) -> float:
-        """The weight of the identity penalty, `progress` into the training."""
-        return self.lambda_2 * (min(1.0, progress / self.lambda_2_ramp) if self.lambda_2_ramp > 0 else 1.0)
 
 
 def identity_penalty(seen: Activations, layers: Collection[int], norm: Literal["l1", "l2"] = "l2") -> Tensor:
@@ -224,8 +114,8 @@ def train_towards_removal_(
             with (progress or Silent()).track(description, arguments.max_steps) as advance:
                 trainer.add_callback(Advance(advance))
                 try:
-                    if _RESUME in settings.trainer:
-                        trainer.train(resume_from_checkpoint=settings.trainer[_RESUME])
+                    if RESUME in settings.trainer:
+                        trainer.train(resume_from_checkpoint=settings.trainer[RESUME])
                     else:
                         trainer.carry_on(keeping)
                     trainer.check_weights()
@@ -410,7 +300,7 @@ def removal_arguments(
     Raises:
         RequestError: if further fields of the Trainer contradict each other or have no such value.
     """
-    theirs = {name: value for name, value in settings.trainer.items() if name != _RESUME}
+    theirs = {name: value for name, value in settings.trainer.items() if name != RESUME}
     return training_arguments(
         settings,
         theirs,

@@ -9,19 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import torch
-from torch import nn
-
-from secateur.decoder import Decoder
 from secateur.errors import RequestError
-from secateur.progress import Progress
 from secateur.settings import check_above_zero, check_at_least, check_choices, check_shares
-from secateur.training.igia import IGIACallback
-from secateur.training.rows import Rows
-from secateur.training.supervised import FineTuning, fine_tune_
+from secateur.training.settings import FineTuning
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from secateur.decoder import Decoder
+    from secateur.progress import Progress
+    from secateur.training.igia import IGIACallback
+    from secateur.training.rows import Rows
 
 __all__ = ["Scoring", "score_layers"]
 
@@ -107,6 +108,9 @@ def score_layers(
     Raises:
         TrainingDivergedError: if the loss stops being finite; the model is as it was.
     """
+    from secateur.training.igia import IGIACallback
+    from secateur.training.supervised import fine_tune_
+
     total = total_steps or math.ceil(len(rows) / settings.scoring_batch)
     steps = settings.num_scoring_steps(total)
     callback = IGIACallback(steps, gradients=settings.gradients, stop=True, keep_factors=keep_factors)
@@ -133,6 +137,9 @@ def score_layers(
 @contextmanager
 def _borrowed(model: nn.Module, *, weights: bool) -> Iterator[None]:
     """The model for a training that is only looked at: modes, gradients and what is trainable come back, weights if asked."""
+    import numpy as np
+    import torch
+
     modes = {module: module.training for module in model.modules()}
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     values = [parameter.detach().to("cpu", copy=True) for parameter in model.parameters()] if weights else []

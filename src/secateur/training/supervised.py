@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,15 +20,14 @@ from secateur.decoder import Decoder
 from secateur.errors import TrainingDivergedError
 from secateur.loading import quiet_transformers
 from secateur.progress import Progress, Silent
-from secateur.settings import check_above_zero, check_at_least, check_choices, check_divides, check_shares
 from secateur.training.checkpoints import Keeping, ResumableTrainer
 from secateur.training.completion import LearntPositions
 from secateur.training.lora import attach_lora, lora_config
 from secateur.training.rows import Rows, collate
+from secateur.training.settings import FineTuning
 from secateur.training.sharding import in_parts
 from secateur.training.trainer import (
     Advance,
-    check_trainer_options,
     given_back,
     mean_of_processes,
     training_arguments,
@@ -38,77 +36,6 @@ from secateur.training.trainer import (
 __all__ = ["FineTuning", "check_fine_tuning", "fine_tune_"]
 
 _MICRO_BATCH = 4
-_FULL_RATE, _LORA_RATE = 2e-5, 2e-4
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuning:
-    """How to fine-tune on a task."""
-
-    train: Literal["full", "lora"] = "lora"
-    """Train all weights, or low-rank adapters."""
-
-    learning_rate: float | None = None
-    """Peak learning rate of AdamW, linear decay; 2e-5 for full and 2e-4 for LoRA training if null (GradPruner: 1e-5)."""
-
-    epochs: float = 3.0
-    """Passes over the training examples."""
-
-    max_steps: int | None = None
-    """Optimiser steps, instead of epochs."""
-
-    batch_size: int = 16
-    """Examples per optimiser step (GradPruner: 64)."""
-
-    micro_batch: int | None = None
-    """Examples per forward pass, which must divide batch_size; 4, or what of 4 divides it, if null."""
-
-    max_length: int = 1024
-    """Tokens of an example at most; the beginning of a longer prompt is left out (GradPruner: 2048)."""
-
-    lora_rank: int = 8
-    """Rank of the adapters."""
-
-    lora_alpha: int = 32
-    """Scale of the adapters, over their rank."""
-
-    lora_dropout: float = 0.0
-    """Dropout before the adapters."""
-
-    warmup: float = 0.03
-    """Share of the steps over which the learning rate rises."""
-
-    weight_decay: float = 0.0
-    """Weight decay."""
-
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
-
-    patience: int | None = None
-    """Stop after so many epochs without a better validation score; never if null."""
-
-    trainer: dict[str, Any] = field(default_factory=dict)
-    """Further fields of transformers.TrainingArguments (gradient_checkpointing, report_to, optim, save_steps, …)."""
-
-    def __post_init__(self) -> None:
-        check_choices(self, "train")
-        check_above_zero(
-            self, "learning_rate", "epochs", "max_steps", "batch_size", "micro_batch", "max_length", "lora_rank",
-            "lora_alpha", "patience",
-        )  # fmt: skip
-        check_shares(self, "lora_dropout", "warmup")
-        check_at_least(self, 0, "weight_decay", "max_grad_norm")
-        check_divides(self, "micro_batch", "batch_size")
-        check_trainer_options(self.trainer)
-
-    @property
-    def rate(self) -> float:
-        """The peak learning rate."""
-        return self.learning_rate or (_FULL_RATE if self.train == "full" else _LORA_RATE)
-
-    def num_steps(self, num_examples: int) -> int:
-        """Optimiser steps on so many examples."""
-        return self.max_steps or max(1, math.ceil(self.epochs * math.ceil(num_examples / self.batch_size)))
 
 
 def check_fine_tuning(

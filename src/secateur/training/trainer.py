@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
 
 from secateur.errors import RequestError
 from secateur.processes import count, summed_
+from secateur.training.settings import rows_at_once
 
-__all__ = ["Advance", "check_trainer_options", "given_back", "mean_of_processes", "rows_at_once", "training_arguments"]
-
-
-def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
-    """Hold further options of the Trainer to the names it knows, and those in `also`.
-
-    Raises:
-        RequestError: if one is unknown, or what is to be reported to is not installed.
-    """
-    unknown = sorted(options.keys() - {*TrainingArguments.__dataclass_fields__, *also})
-    if unknown:
-        raise RequestError(f"trainer has no option '{unknown[0]}'; see transformers.TrainingArguments for what it has")
-    asked = options.get("report_to") or ()
-    wanted = {asked} if isinstance(asked, str) else set(asked)
-    missing = sorted(wanted - {"none", "all", *(get_available_reporting_integrations() if wanted else ())})
-    if missing:
-        raise RequestError(f"cannot report to '{missing[0]}', which is not installed here; pip install it, or say none")
+__all__ = ["Advance", "given_back", "mean_of_processes", "training_arguments"]
 
 
 def training_arguments(
@@ -89,20 +73,6 @@ def training_arguments(
         return TrainingArguments(**{**common, **ours, **theirs})
     except (TypeError, ValueError, ImportError) as error:
         raise RequestError(f"trainer options: {' '.join(str(error).split())}") from error
-
-
-def rows_at_once(batch: int, micro_batch: int) -> int:
-    """Rows of a forward pass in each process, `micro_batch` at most, where all of them share the rows of an optimiser step.
-
-    Raises:
-        RequestError: if their shares cannot be equal.
-    """
-    if batch % count():
-        raise RequestError(
-            f"a step of {batch} rows cannot be shared by {count()} processes; choose a multiple of {count()} for the rows of a "
-            "step (batch_size, sequences_per_step, recover_batch, scoring_batch), or fewer processes"
-        )
-    return math.gcd(batch // count(), micro_batch)
 
 
 def mean_of_processes(losses: Mapping[str, torch.Tensor]) -> dict[str, float]:
