@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import TrainingArguments, integrations
 
 from secateur.data import TokenBatches
 from secateur.decoder import Activations, Decoder
 from secateur.errors import RequestError, TrainingDivergedError
-from secateur.training import trainer
 from secateur.training.removal import RemovalTraining, identity_penalty, removal_arguments, train_towards_removal_
 from tiny_families import build
 
@@ -438,7 +437,7 @@ def test_trainings_that_report_log_every_step_and_what_is_not_installed_is_refus
 ) -> None:
     with pytest.raises(RequestError, match="cannot report to 'nowhere', which is not installed here"):
         RemovalTraining(trainer={"report_to": "nowhere"})
-    monkeypatch.setattr(trainer, "get_available_reporting_integrations", lambda: ["somewhere"])
+    monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: ["somewhere"])
     batches = TokenBatches(torch.ones(4, 8, dtype=torch.long), 2, "ones")
     for theirs, strategy in (({"report_to": ["somewhere"]}, "steps"), ({}, "no")):
         arguments = removal_arguments(RemovalTraining(trainer=theirs), batches, scratch=str(tmp_path))

@@ -1,0 +1,158 @@
+"""Uploading a finished checkpoint to the Hugging Face hub: all that can be wrong is found before a run, the upload comes last.
+
+The token is huggingface_hub's own (`hf auth login`, or `HF_TOKEN`). None is ever an option, so none gets into a record.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import RequestError, RunError
+
+__all__ = ["Upload", "checked", "push"]
+
+_FORMER = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json"]
+"""Weights of an earlier version in the repository: left there, they would be loaded in place of the new ones, or beside them."""
+
+_ADAPTER = "adapter/adapter_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """Where a checkpoint goes."""
+
+    repo_id: str
+    """`owner/name`; a bare name is the user's own."""
+
+    private: bool = False
+    """Make the repository a private one."""
+
+    revision: str | None = None
+    """The branch, which is made if it is not there; the main one if None."""
+
+    def by_hand(self, folder: str | Path) -> str:
+        """The command that does the same, and how huggingface_hub's own does."""
+        options = ["--private"] * self.private + ([f"--revision={self.revision}"] if self.revision else [])
+        ours, theirs = ["secateur", "push", str(folder), self.repo_id], ["hf", "upload", self.repo_id, str(folder), "."]
+        return f"{shlex.join(ours + options)} (or {shlex.join(theirs + options)})"
+
+
+def checked(upload: Upload) -> Upload:
+    """Make sure, before anything expensive, that a checkpoint can be pushed; the same with the owner's name in it.
+
+    Raises:
+        RequestError: if it cannot: no such id, offline, nobody logged in, or not allowed to.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import LocalTokenNotFoundError
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(upload.repo_id)
+    except HFValidationError as error:
+        raise RequestError(f"cannot push to '{upload.repo_id}': {_reason(error)}; give owner/name") from error
+    if constants.HF_HUB_OFFLINE:
+        raise RequestError(
+            f"cannot push to {upload.repo_id} while HF_HUB_OFFLINE is set; unset it, or push what is finished later "
+            "(secateur push OUT REPO_ID)"
+        )
+    api = HfApi()
+    try:
+        me = api.whoami()
+    except LocalTokenNotFoundError as error:
+        raise RequestError(
+            f"cannot push to {upload.repo_id}: nobody is logged in; run hf auth login, or set HF_TOKEN"
+        ) from error
+    except Exception as error:  # of any type: no network, a proxy, a token that is no longer valid
+        raise RequestError(
+            f"cannot push to {upload.repo_id}: the hub does not say who you are ({_reason(error)}); run hf auth login, or "
+            "push what is finished later (secateur push OUT REPO_ID)"
+        ) from error
+    owners = [me["name"], *(each["name"] for each in me.get("orgs", ()))]
+    owner, _, name = upload.repo_id.rpartition("/")
+    upload = replace(upload, repo_id=f"{owner or me['name']}/{name}")
+    _check_allowed(upload, owners, me)
+    _check_private(upload, api)
+    return upload
+
+
+def push(folder: str | Path, upload: Upload) -> str:
+    """Upload a finished checkpoint; the value is its address.
+
+    Args:
+        folder: the checkpoint.
+        upload: as `checked` gave it back.
+
+    Raises:
+        RunError: if that fails; the checkpoint is as it was.
+    """
+    from huggingface_hub import HfApi
+
+    api, folder, repo_id = HfApi(), Path(folder), upload.repo_id
+    try:
+        address = api.create_repo(repo_id, private=upload.private or None, exist_ok=True)
+        if upload.revision is not None:
+            api.create_branch(repo_id, branch=upload.revision, exist_ok=True)
+        common = {"repo_id": repo_id, "revision": upload.revision}
+        api.upload_folder(
+            folder_path=folder,
+            commit_message="Upload a model pruned by secateur",
+            delete_patterns=_FORMER,
+            ignore_patterns=[_ADAPTER],
+            **common,
+        )
+        if (folder / _ADAPTER).is_file():
+            api.upload_file(path_or_fileobj=_adapter_on_hub(folder, repo_id), path_in_repo=_ADAPTER, **common)
+    except (Exception, KeyboardInterrupt) as error:
+        kept = f"the checkpoint in {folder} is finished and was left as it is; push it again: {upload.by_hand(folder)}"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(kept) from error
+        raise RunError(f"pushing to {repo_id} failed ({_reason(error)}); {kept}") from error
+    return str(address)
+
+
+def _check_allowed(upload: Upload, owners: Collection[str], me: dict[str, Any]) -> None:
+    """Raises RequestError if the token may not write, or not there."""
+    owner = upload.repo_id.partition("/")[0]
+    if owner not in owners:
+        raise RequestError(
+            f"cannot push to {upload.repo_id}: {me['name']} is no member of {owner}; choose one of {', '.join(owners)}"
+        )
+    if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise RequestError(
+            f"cannot push to {upload.repo_id}: the token of {me['name']} may only read; run hf auth login with one that may "
+            "write"
+        )
+
+
+def _check_private(upload: Upload, api: Any) -> None:
+    """Raises RequestError if what is to be private is public already: the hub would leave it so without a word."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if not upload.private:
+        return
+    try:
+        is_private = api.model_info(upload.repo_id).private
+    except RepositoryNotFoundError:
+        return
+    except Exception as error:  # of any type: whether it is private is then not known
+        raise RequestError(f"cannot push to {upload.repo_id}: the hub does not answer ({_reason(error)})") from error
+    if not is_private:
+        raise RequestError(
+            f"{upload.repo_id} is there and public; choose another id, make it private on the hub, or leave --private out"
+        )
+
+
+def _adapter_on_hub(folder: Path, repo_id: str) -> bytes:
+    """The adapter's configuration, whose base model is the repository and no longer a directory of this machine."""
+    config = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
+    return json.dumps({**config, "base_model_name_or_path": repo_id}, indent=2).encode()
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,246 @@
+"""Pushing to the hub, with a hub that is made up: what is refused before a run, what is uploaded, what a failure leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
+
+from secateur import pipeline
+from secateur.cli import main
+from secateur.errors import RequestError
+from secateur.hub import Upload, checked
+
+TOKEN = "hf_" + "aSecretThatMustStayOne"
+PRUNE = ["--method=random", "--drop=2", "--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=4"]
+
+
+class MadeUpHub:
+    """What `HfApi` is asked, and answers."""
+
+    def __init__(self) -> None:
+        self.me: dict[str, Any] = {"name": "ada", "orgs": [{"name": "looms"}]}
+        self.repositories: dict[str, bool] = {}  # id → whether it is private
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.error: BaseException | None = None
+
+    def whoami(self) -> dict[str, Any]:
+        if isinstance(self.me, Exception):
+            raise self.me
+        return self.me
+
+    def model_info(self, repo_id: str) -> SimpleNamespace:
+        if repo_id not in self.repositories:
+            raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
+        return SimpleNamespace(private=self.repositories[repo_id])
+
+    def create_repo(self, repo_id: str, **options: Any) -> str:
+        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
+        return f"https://hub.invalid/{repo_id}"
+
+    def create_branch(self, repo_id: str, **options: Any) -> None:
+        self.calls.append(("create_branch", {"repo_id": repo_id, **options}))
+
+    def upload_folder(self, **options: Any) -> None:
+        self.calls.append(("upload_folder", options))
+        if self.error is not None:
+            raise self.error
+
+    def upload_file(self, **options: Any) -> None:
+        self.calls.append(("upload_file", options))
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        (options,) = [options for called, options in self.calls if called == name]
+        return options
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> MadeUpHub:
+    made_up = MadeUpHub()
+    for name in ("whoami", "model_info", "create_repo", "create_branch", "upload_folder", "upload_file"):
+        monkeypatch.setattr(
+            HfApi, name, lambda _, *words, name=name, **options: getattr(made_up, name)(*words, **options)
+        )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return made_up
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"Sentence {n} says that {n} times {n} is {n * n}.\n\n" for n in range(200)))
+    return str(path)
+
+
+@pytest.fixture
+def _nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loads(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded before the push was looked at")
+
+    monkeypatch.setattr(pipeline, "load_model", loads)
+    monkeypatch.setattr("secateur.tuning.load_model", loads)
+
+
+@pytest.fixture
+def _without_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        pipeline.prune, "__kwdefaults__", {**pipeline.prune.__kwdefaults__, "speed": False, "prompts": ("a",)}
+    )
+
+
+def the_line(err: str) -> str:
+    (line,) = [line for line in err.splitlines() if line.startswith(("error: ", "interrupted: "))]
+    return line
+
+
+# ---- before a run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["prune", "tune"])
+@pytest.mark.parametrize(
+    ("repo_id", "options", "line"),
+    [
+        ("a/b/c", [], "cannot push to 'a/b/c': Repo id must be in the form"),
+        ("ada/a--b", [], "give owner/name"),
+        ("brontë/x", [], "give owner/name"),
+        ("bronte/x", [], "ada is no member of bronte; choose one of ada, looms"),
+        ("ada/there", ["--private"], "ada/there is there and public; choose another id"),
+    ],
+)
+@pytest.mark.usefixtures("_nothing_runs")
+def test_what_cannot_be_pushed_to_is_refused_in_one_line_before_anything_is_loaded(
+    command: str, repo_id: str, options: list[str], line: str, hub: MadeUpHub, tiny_checkpoint: Path, text: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    hub.repositories["ada/there"] = False
+    out = tmp_path / "out"
+    words = [command, str(tiny_checkpoint), "--data", text, "--drop=2", "--out", str(out)]
+    assert main([*words, "--push-to-hub", repo_id, *options]) == 2
+    assert line in the_line(capsys.readouterr().err)
+    assert not out.exists()
+    assert not hub.calls
+
+
+@pytest.mark.usefixtures("_nothing_runs")
+def test_private_without_a_push_is_refused(
+    tiny_checkpoint: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prune", str(tiny_checkpoint), "--data", text, "--drop=2", "--out=x", "--private"]) == 2
+    assert "--private has no effect without --push-to-hub; add that" in the_line(capsys.readouterr().err)
+
+
+def test_offline_is_refused_with_what_to_do(hub: MadeUpHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        RequestError, match=r"HF_HUB_OFFLINE is set; unset it, or push .* later \(secateur push OUT REPO_ID\)"
+    ):
+        checked(Upload(repo_id="ada/x"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (LocalTokenNotFoundError("long advice"), "nobody is logged in; run hf auth login, or set HF_TOKEN"),
+        (ConnectionError("no route\nto host"), r"does not say who you are \(no route to host\)"),
+        ({"name": "ada", "auth": {"accessToken": {"role": "read"}}}, "the token of ada may only read"),
+    ],
+)
+def test_who_may_not_push_is_told_what_to_do(answer: Any, line: str, hub: MadeUpHub) -> None:
+    hub.me = answer
+    with pytest.raises(RequestError, match=line) as caught:
+        checked(Upload(repo_id="ada/x"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bare_name_is_the_users_own_and_a_private_one_stays_private(hub: MadeUpHub) -> None:
+    hub.repositories["ada/mine"] = True
+    assert checked(Upload(repo_id="mine", private=True)).repo_id == "ada/mine"
+    assert checked(Upload(repo_id="looms/new", private=True)).repo_id == "looms/new"
+
+
+# ---- after it ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_without_speed")
+def test_prune_pushes_the_proven_checkpoint_last_and_no_token_is_in_any_file(
+    hub: MadeUpHub, tiny_checkpoint: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["prune", str(tiny_checkpoint), "--data", text, *PRUNE, "--out", str(out), "--json"]
+    assert main([*words, "--push-to-hub=small", "--private"]) == 0
+    captured = capsys.readouterr()
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]
+    assert hub.options_of("create_repo") == {"repo_id": "ada/small", "private": True, "exist_ok": True}
+    uploaded = hub.options_of("upload_folder")
+    assert (uploaded["folder_path"], uploaded["repo_id"], uploaded["revision"]) == (out, "ada/small", None)
+    assert "*.safetensors" in uploaded["delete_patterns"]
+    assert "token" not in uploaded
+    assert "pushed to https://hub.invalid/ada/small" in captured.err.splitlines()[-1]
+    record = json.loads(captured.out)
+    assert record["proof"]
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert (out / "README.md") in files
+    assert not [file for file in files if TOKEN.encode() in file.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "begins"),
+    [(OSError("the line broke"), 1, "error: "), (KeyboardInterrupt(), 130, "interrupted: ")],
+)
+@pytest.mark.usefixtures("_without_speed")
+def test_a_push_that_fails_leaves_the_finished_output_and_says_how_to_push_it(
+    error: BaseException, code: int, begins: str, hub: MadeUpHub, tiny_checkpoint: Path, text: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    hub.error = error
+    out = tmp_path / "out"
+    words = ["prune", str(tiny_checkpoint), "--data", text, *PRUNE, "--out", str(out), "--json"]
+    assert main([*words, "--push-to-hub=ada/small", "--private"]) == code
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["out"] == str(out)
+    assert (out / "model.safetensors").is_file()
+    line = the_line(captured.err)
+    assert line.startswith(begins)
+    assert f"secateur push {out} ada/small --private (or hf upload ada/small {out} . --private)" in line
+
+
+def test_push_uploads_a_finished_checkpoint_to_a_branch_and_prints_where(
+    hub: MadeUpHub, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(tiny_checkpoint), "looms/small", "--revision=v2"]) == 0
+    captured = capsys.readouterr()
+    assert [name for name, _ in hub.calls] == ["create_repo", "create_branch", "upload_folder"]
+    assert hub.options_of("create_branch") == {"repo_id": "looms/small", "branch": "v2", "exist_ok": True}
+    assert hub.options_of("upload_folder")["revision"] == "v2"
+    assert captured.out == "pushed to https://hub.invalid/looms/small\n"
+    assert "there is no model card" in captured.err
+
+
+def test_an_adapter_names_the_repository_as_its_base_and_no_directory_of_this_machine(
+    hub: MadeUpHub, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "tuned")
+    (folder / "adapter").mkdir()
+    config = folder / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": str(folder), "r": 8}))
+    assert main(["push", str(folder), "ada/tuned", "--quiet"]) == 0
+    assert hub.options_of("upload_folder")["ignore_patterns"] == ["adapter/adapter_config.json"]
+    uploaded = hub.options_of("upload_file")
+    assert uploaded["path_in_repo"] == "adapter/adapter_config.json"
+    assert json.loads(uploaded["path_or_fileobj"]) == {"base_model_name_or_path": "ada/tuned", "r": 8}
+    assert json.loads(config.read_text())["base_model_name_or_path"] == str(folder)
+
+
+def test_push_refuses_what_is_no_checkpoint(hub: MadeUpHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(tmp_path), "ada/small"]) == 2
+    assert "is no checkpoint: give a directory that holds config.json and *.safetensors" in the_line(
+        capsys.readouterr().err
+    )
+    assert not hub.calls
