@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 
 from secateur import pipeline
@@ -172,8 +172,10 @@ def test_a_bare_name_is_the_users_own_and_a_private_one_stays_private(hub: MadeU
 def test_prune_pushes_the_proven_checkpoint_last_and_no_token_is_in_any_file(
     hub: MadeUpHub, tiny_checkpoint: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    words = ["prune", str(tiny_checkpoint), "--data", text, *PRUNE, "--out", str(out), "--json"]
+    dense, out = shutil.copytree(tiny_checkpoint, tmp_path / "dense"), tmp_path / "out"
+    (dense / "README.md").write_text("---\nlicense: other\nlicense_name: mine\n---\n# dense\n")
+    (dense / "LICENSE.txt").write_text("do as you like")
+    words = ["prune", str(dense), "--data", text, *PRUNE, "--out", str(out), "--json"]
     assert main([*words, "--push-to-hub=small", "--private"]) == 0
     captured = capsys.readouterr()
     assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]
@@ -186,7 +188,8 @@ def test_prune_pushes_the_proven_checkpoint_last_and_no_token_is_in_any_file(
     record = json.loads(captured.out)
     assert record["proof"]
     files = [file for file in out.rglob("*") if file.is_file()]
-    assert (out / "README.md") in files
+    assert ModelCard.load(out / "README.md").data.license_name == "mine"
+    assert (out / "LICENSE.txt").read_text() == "do as you like"
     assert not [file for file in files if TOKEN.encode() in file.read_bytes()]
 
 

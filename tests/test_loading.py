@@ -9,7 +9,14 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 from transformers.utils import logging as hf_logging
 
 from secateur.errors import ModelError, UnsupportedModelError
-from secateur.loading import autocast_dtype, load_model, load_tokenizer, quiet_transformers
+from secateur.loading import (
+    autocast_dtype,
+    described_in,
+    licence_files,
+    load_model,
+    load_tokenizer,
+    quiet_transformers,
+)
 from secateur.trust import is_pickle_allowed, pickle_allowed
 
 
@@ -201,3 +208,25 @@ def test_code_in_a_pickle_is_refused_and_not_run(pickled, tmp_path, monkeypatch)
     with pickle_allowed(), pytest.raises(ModelError):
         load_model(pickled)
     assert not (tmp_path / "attacked").exists()
+
+
+def test_the_card_and_licence_of_a_hub_id_are_fetched_and_nothing_else_and_an_error_leaves_them_unknown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, str | None, list[str]]] = []
+
+    def fetch(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repo_id, revision, allow_patterns))
+        if repo_id == "no/body":
+            raise ConnectionError
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    for name in ("LICENSE", "NOTICE.txt", "config.json"):
+        (tmp_path / name).touch()
+    assert described_in("some/body", revision="main") == tmp_path
+    assert [file.name for file in licence_files(tmp_path)] == ["LICENSE", "NOTICE.txt"]
+    assert described_in("no/body") is None
+    assert described_in(tmp_path) == tmp_path
+    assert [each[:2] for each in asked] == [("some/body", "main"), ("no/body", None)]
+    assert not [pattern for pattern in asked[0][2] if "safetensors" in pattern or pattern == "*"]

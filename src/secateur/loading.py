@@ -18,8 +18,10 @@ from secateur.trust import is_pickle_allowed
 __all__ = [
     "Placement",
     "autocast_dtype",
+    "described_in",
     "dtype_named",
     "is_offloaded",
+    "licence_files",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -35,6 +37,10 @@ _DTYPES: dict[str, torch.dtype | Literal["auto"]] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+"""Files that many licences want to go along with whatever is made of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +186,25 @@ def local_checkpoint(source: str | Path, *, revision: str | None = None) -> Path
         # Weights in other formats than safetensors are not needed, and can be as large again.
         unwanted = ["*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx", "*.msgpack", "*.h5", "onnx/*", "original/*"]
         return Path(snapshot_download(str(source), revision=revision, ignore_patterns=unwanted))
+
+
+def described_in(source: str | Path, *, revision: str | None = None) -> Path | None:
+    """The directory with a model's card and licence: its own, or the hub's cache, and fetched there if the hub answers."""
+    from huggingface_hub import snapshot_download
+
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        with quiet_transformers():
+            return Path(snapshot_download(str(source), revision=revision, allow_patterns=["README.md", *_LICENCES]))
+    except Exception:  # of any type: no hub id, offline, no network; nothing is then known
+        logger.debug("no card of %s", source, exc_info=True)
+        return None
+
+
+def licence_files(directory: Path) -> list[Path]:
+    """The files of a model in which its licence stands."""
+    return sorted(file for pattern in _LICENCES for file in directory.glob(pattern) if file.is_file())
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from secateur.errors import ModelError, ProofError
 from secateur.estimation.estimate import Setting, estimated_peak
 from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.speed import SpeedSettings, measure_speed, room
+from secateur.loading import described_in, licence_files
 from secateur.methods import Cost, Run
 from secateur.methods.base import measuring
 from secateur.plan import PruningPlan, write_json
@@ -240,12 +242,15 @@ def handed_over(out: str | Path) -> Pruned:
 def write_about(
     directory: Path, source: str | Path, plan: PruningPlan, record: dict[str, Any], *, out: str | Path
 ) -> None:
-    """Write plan, record, model card and report into a checkpoint that will be at `out`."""
+    """Write plan, record, model card, licence and report into a checkpoint that will be at `out`."""
     about = directory / "secateur"
     about.mkdir()
     plan.save(about / "plan.json")
     write_json(about / "record.json", record)
-    card = model_card(record, str(source), inherited=inherited_metadata(source))
+    described = described_in(source, revision=record["model"]["revision"])
+    for file in () if described is None else licence_files(described):
+        shutil.copyfile(file, directory / file.name)
+    card = model_card(record, str(source), inherited={} if described is None else inherited_metadata(described))
     (directory / "README.md").write_text(card, encoding="utf-8")
     (about / "report.html").write_text(
         report_page([replace(load_run(directory), name=Path(out).absolute().name)]), encoding="utf-8"

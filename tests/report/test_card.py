@@ -1,5 +1,10 @@
+import re
+import shutil
+
 import pytest
 from huggingface_hub import ModelCard
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from secateur.report.card import inherited_metadata, model_card
 
@@ -97,5 +102,42 @@ def test_a_broken_card_gives_no_licence(tmp_path, text):
     assert inherited_metadata(tmp_path) == {}
 
 
-def test_a_hub_model_that_is_not_cached_gives_no_licence():
-    assert inherited_metadata("nobody/nothing-of-this-name") == {}
+def test_data_sets_of_the_hub_are_named_as_such_and_others_are_not():
+    record = {**RECORD, "data": {"spec": "wikitext2"}, "eval_data": {"spec": "hub:owner/text/config:test#body"}}
+    data = ModelCard(model_card(record, "org/base")).data
+    assert data.datasets == ["Salesforce/wikitext"]
+    assert [result.dataset_type for result in data.eval_results] == ["owner/text"]
+    local = ModelCard(model_card(RECORD, "org/base")).data
+    assert local.datasets is None
+    assert [result.dataset_type for result in local.eval_results] == ["text"]
+
+
+def test_a_fine_tuning_and_its_adapter_are_explained():
+    tuned = {
+        **RECORD,
+        "adapter": True,
+        "seed": 7,
+        "model": {"num_layers": 30, "revision": "abc123"},
+        "data": {"train": {"spec": "/home/me/task.jsonl", "examples": 1234}},
+        "training": {"settings": {"train": "lora"}, "steps": 231},
+    }
+    text = model_card(tuned, "org/base")
+    assert "Fine-tuned with LoRA on 1,234 examples of `task.jsonl` in 231 steps" in text
+    assert "revision `abc123`" in text
+    assert "The seed was 7." in text
+    assert 'PeftModel.from_pretrained(model, folder, subfolder="adapter")' in text
+    assert "PeftModel" not in model_card(RECORD, "org/base")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of peft
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_python_of_the_card_runs_and_loads_the_adapter(adapter, tiny_checkpoint, tmp_path, capsys):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "made")
+    if adapter:
+        wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(target_modules=["q_proj"]))
+        wrapped.save_pretrained(folder / "adapter")
+    (code,) = re.findall(r"```python\n(.*?)```", model_card({**RECORD, "adapter": adapter}, "org/base"), re.DOTALL)
+    names = {}
+    exec(code.replace("path/to/this/folder", str(folder)), names)  # noqa: S102
+    assert capsys.readouterr().out.startswith("The three states of matter are")
+    assert isinstance(names["model"], PeftModel) == adapter

@@ -19,7 +19,7 @@ from pathlib import Path
 from secateur.data.loader import LOADERS, load_files, load_hub
 from secateur.errors import DataError
 
-__all__ = ["HUB_TEXTS", "PYTHON_DOCS", "HubText", "load_documents"]
+__all__ = ["HUB_TEXTS", "PYTHON_DOCS", "HubText", "dataset_on_hub", "load_documents"]
 
 PYTHON_DOCS = "python-docs"
 """The SPEC of the text that ships with Python."""
@@ -103,6 +103,15 @@ def load_documents(spec: str, *, split: str = "train") -> list[str]:
     if not any(document.strip() for document in documents):
         raise DataError(f"{spec!r} is empty: it holds no text; give text with at least a few sentences")
     return documents
+
+
+def dataset_on_hub(spec: str) -> str | None:
+    """The id of the data set on the Hub that `spec` means; None where it means something else."""
+    name = spec.partition("#")[0]
+    if name in HUB_TEXTS:
+        return HUB_TEXTS[name].dataset
+    match = re.match(r"hub:([^/:\s]+/[^/:\s]+)", name)
+    return match[1] if match else None
 
 
 def _name_and_column(spec: str) -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from secateur.data.text import dataset_on_hub
 from secateur.report.comparison import compared, layer_ranges, recovered_in_words
 
 __all__ = ["inherited_metadata", "model_card"]
@@ -25,7 +26,7 @@ def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping
     Args:
         record: `run_record(…)`; what is missing in it is left out.
         base_model: the dense model's hub id, or its directory; only a hub id becomes metadata.
-        inherited: `inherited_metadata(…)` of the dense model.
+        inherited: `inherited_metadata(…)` of where the dense model's card is.
     """
     from huggingface_hub import ModelCardData
 
@@ -36,27 +37,21 @@ def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping
         base_model=base_model if on_hub else None,
         model_name=f"{name}, {len(record.get('dropped') or [])} layers shorter" if results else None,
         eval_results=results or None,
+        datasets=_datasets(record) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["secateur", "pruning", "layer-pruning"],
         **{key: value for key, value in (inherited or {}).items() if key in _INHERITED and value},
     )
-    sections = [_title(record, name), _table(record), _task(record), _making(record), _LOADING, _LIMITS]
+    sections = [_title(record, name), _table(record), _task(record), _making(record), _loading(record), _LIMITS]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
-def inherited_metadata(base_model: str | Path) -> dict[str, Any]:
-    """The licence and language that the dense model's card states; empty if none is found. Stays offline.
+def inherited_metadata(directory: str | Path) -> dict[str, Any]:
+    """The licence and language that the dense model's card states, its README.md in `directory`; empty if there is none."""
+    from huggingface_hub import ModelCard
 
-    Args:
-        base_model: a local checkpoint, or a hub id whose card is in the hub's cache.
-    """
-    from huggingface_hub import ModelCard, try_to_load_from_cache
-
-    card = Path(base_model, "README.md")
-    if not card.is_file() and _is_hub_id(str(base_model)):
-        cached = try_to_load_from_cache(str(base_model), "README.md")
-        card = Path(cached) if isinstance(cached, str) else card
+    card = Path(directory, "README.md")
     if not card.is_file():
         return {}
     try:
@@ -153,11 +148,18 @@ def _results(record: Mapping[str, Any]) -> list[Any]:
         found.append((task["metric"], task["value"], test))
     return [
         EvalResult(
-            task_type="text-generation", dataset_type="text", dataset_name=_shortened(str(name)), metric_type=metric,
-            metric_value=round(float(value), 6),
+            task_type="text-generation", dataset_type=dataset_on_hub(name) or "text", dataset_name=_shortened(name),
+            metric_type=metric, metric_value=round(float(value), 6),
         )
         for metric, value, name in found
     ]  # fmt: skip
+
+
+def _datasets(record: Mapping[str, Any]) -> list[str]:
+    """The data sets of the hub that the model was calibrated or trained on."""
+    data = record.get("data") or {}
+    specs = [data.get("spec"), (data.get("train") or {}).get("spec")]
+    return [name for spec in specs if spec and (name := dataset_on_hub(str(spec)))]
 
 
 def _finite(value: Any) -> bool:
@@ -176,19 +178,51 @@ def _making(record: Mapping[str, Any]) -> str:
     recovered = recovered_in_words(record)
     if recovered is not None:
         lines.append(f"After the cut it was trained on that text: {recovered}.")
+    lines += _tuned(record)
+    revision, seed = (record.get("model") or {}).get("revision"), record.get("seed")
+    if revision:
+        lines.append(f"The dense model is that of revision {_code(revision)}.")
+    if seed is not None:
+        lines.append(f"The seed was {seed}.")
     made = f"secateur {record.get('secateur_version') or ''}".strip()
     lines.append(f"Made with {made}; the whole record is in `secateur/record.json`.")
     return "## How it was made\n\n" + "\n".join(lines)
 
 
+def _tuned(record: Mapping[str, Any]) -> list[str]:
+    """What it was fine-tuned on, and how."""
+    training, train = record.get("training") or {}, (record.get("data") or {}).get("train") or {}
+    if not (training and train):
+        return []
+    settings = training.get("settings") or {}
+    weights = {"lora": "with LoRA", "full": "with all weights"}.get(settings.get("train"), "")
+    return [
+        f"Fine-tuned {weights} on {train['examples']:,} examples of {_code(_shortened(str(train['spec'])))} in "
+        f"{training['steps']:,} steps, with the loss on the completions; the best epoch was chosen on validation examples."
+    ]
+
+
+def _loading(record: Mapping[str, Any]) -> str:
+    """Python that loads the model and writes a few words; with the adapter, where there is one."""
+    return _LOADING.format(*(_WITH_ADAPTER if record.get("adapter") else ("", "")))
+
+
+_WITH_ADAPTER = (
+    "from peft import PeftModel\n",
+    'model = PeftModel.from_pretrained(model, folder, subfolder="adapter")  # what was trained\n',
+)
+
 _LOADING = """## How to load it
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+{}from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "path/to/this/folder"  # or this repository's id on the hub
 model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+{}tokenizer = AutoTokenizer.from_pretrained(folder)
+
+tokens = tokenizer("The three states of matter are", return_tensors="pt")
+print(tokenizer.decode(model.generate(**tokens, max_new_tokens=32)[0], skip_special_tokens=True))
 ```"""
 
 
