@@ -29,7 +29,6 @@ from secateur.estimation.hardware import CARDS
 from secateur.methods import METHODS
 from secateur.surgery.files import cut_checkpoint
 
-COMMANDS = ("demo", "score", "prune", "tune", "check", "eval", "bench", "compare", "estimate")
 QUICK = ["--elder.joint-steps=3", "--elder.first-steps=2", "--elder.round-steps=1", "--elder.steps=2"]
 SIZE = ["--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=4"]
 
@@ -72,7 +71,7 @@ def one_line(captured: Any) -> str:
 # words after MODEL, DATA and OUT are filled in → what the line must name, what to do
 WRONG: dict[str, tuple[str, str]] = {
     "prnue MODEL": ("unknown command 'prnue'", "did you mean 'prune'"),
-    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, cut, check, carry, eval, bench, compare"),
+    "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, cut, check, carry, push, eval, bench, compare"),
     "prune": ("missing MODEL, --data, --out", "see secateur prune --help"),
     "prune MODEL --data DATA --drop 2": ("missing --out", "--help"),
     "prune MODEL --data DATA --out OUT --drop 2 --method eldr": ("unknown method 'eldr'", "did you mean 'elder'"),
@@ -342,7 +341,7 @@ def test_debug_shows_the_traceback(places: dict[str, str], here: Path, capsys: p
 # ---- help and options --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_exits_0_and_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     captured = capsys.readouterr()
@@ -356,7 +355,7 @@ def test_help_exits_0_and_explains_every_option(command: str, capsys: pytest.Cap
     assert "%%" not in captured.out
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_option_states_description_and_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A described option has words of its own besides what the parser adds in brackets."""
     main([command, "--help"])
@@ -375,7 +374,7 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     for words in ([], ["--help"], ["help"]):
         assert main(words) == 0
         shown = capsys.readouterr().out
-        assert all(f"  {command} " in shown for command in COMMANDS)
+        assert all(f"  {command} " in shown for command in cli.COMMANDS)
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

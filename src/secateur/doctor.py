@@ -27,6 +27,7 @@ _FEATURES = {
     "matplotlib": ("matplotlib", "plots of compare", "pip install 'secateur[plots]'"),
     "rouge_score": ("rouge-score", "tune --metric generation", "pip install 'secateur[generation]'"),
     "bert_score": ("bert-score", "BERTScore in tune --metric generation", "pip install 'secateur[generation]'"),
+    "shtab": ("shtab", "completion of commands in a shell", "pip install 'secateur[completion]'"),
     "trl": ("trl", "IGIACallback inside trl's SFTTrainer", "pip install trl"),
     "bitsandbytes": ("bitsandbytes", "4-bit base models, 8-bit optimisers", "pip install bitsandbytes"),
     "deepspeed": ("deepspeed", "ZeRO through accelerate", "pip install deepspeed"),

@@ -225,9 +225,10 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and no advice from transformers in here; the setting comes back."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
     from transformers.utils import logging as hf
 
-    level, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    level, bars, without = hf.get_verbosity(), hf.is_progress_bar_enabled(), are_progress_bars_disabled()
     hf.set_verbosity_error()
     hf.disable_progress_bar()
     try:
@@ -235,7 +236,9 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         hf.set_verbosity(level)
         if bars:
-            hf.enable_progress_bar()
+            hf.enable_progress_bar()  # and those of the hub with them
+        if without:
+            disable_progress_bars()
 
 
 @contextmanager

@@ -47,6 +47,7 @@ COMMANDS = (
     "estimate",
     "report",
     "doctor",
+    "completion",
 )
 """Each a module here, with `SUMMARY`, `USAGE`, `add_options` and `run`."""
 
@@ -136,6 +137,10 @@ def _run(words: list[str]) -> int:
         warnings.simplefilter("ignore")
         for name in ("httpx", "huggingface_hub", "transformers", "datasets", "accelerate"):
             logging.getLogger(name).setLevel(logging.ERROR)
+    if quiet:
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
     from secateur.report.console import RichProgress
     from secateur.trust import pickle_allowed
 
@@ -171,7 +176,7 @@ def _only_the_first_prints() -> Iterator[None]:
 
 def _overview() -> str:
     lines = ["usage: secateur COMMAND [OPTIONS]   (secateur COMMAND --help explains each option)", ""]
-    lines += [f"  {name:<10}{_module(name).SUMMARY}" for name in COMMANDS]
+    lines += [f"  {name:<12}{_module(name).SUMMARY}" for name in COMMANDS]
     return "\n".join([*lines, "", "  --version, --debug (show the traceback of an error)"])
 
 

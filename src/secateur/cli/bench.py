@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_loading, check_file, print_json
+from secateur.cli.options import add_loading, check_file, print_json, say_next
 from secateur.cli.words import parse_sizes
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         print_json(record)
     else:
         show_bench(record, results_console())
+        say_next(progress, "push", options["pruned"][0], "OWNER/NAME")
     if out is not None:
         try:
             write_json(out, record)

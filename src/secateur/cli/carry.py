@@ -24,7 +24,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_out(parser, what="the new directory")
 
 
-def run(options: dict[str, Any], _: Any, __: list[str]) -> None:
+def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
     from secateur.plan import PruningPlan
     from secateur.surgery.adapters import carry_adapter
@@ -40,3 +40,4 @@ def run(options: dict[str, Any], _: Any, __: list[str]) -> None:
         print_json({**dataclasses.asdict(carried), "target": str(carried.target)})
     else:
         print(f"the adapter of the pruned model is in {options['out']}: {carried.num_tensors} tensors")
+        progress.note(f"next, in Python, on the pruned model: PeftModel.from_pretrained(model, {options['out']!r})")

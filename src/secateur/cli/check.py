@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_checkpoint, print_json
+from secateur.cli.options import add_checkpoint, print_json, say_next
 from secateur.cli.words import parse_layers
 
 if TYPE_CHECKING:
@@ -59,3 +59,5 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         show_check(check, results_console())
     if not check.proven:
         raise ProofError(f"{check.pruned} is not {check.dense} without some layers: {check.difference}")
+    if not options["json"]:
+        say_next(progress, "bench", options["model"], options["pruned"])

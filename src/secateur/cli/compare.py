@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import print_json
+from secateur.cli.options import print_json, say_next
 from secateur.errors import RequestError, RunError
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         )  # fmt: skip
     else:
         _show(outcome, counts, dry_run=options["dry_run"], out=options["out"])
+        if not options["dry_run"]:
+            say_next(progress, *["prune", "MODEL", "--data", "SPEC", "--method", "NAME", "--drop", "N", "--out", "DIR"])
     if outcome.errors and not options["dry_run"]:
         first, error = next(iter(outcome.errors.items()))
         raise RunError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import print_json
+from secateur.cli.options import print_json, say_next
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -21,7 +21,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--no_network", action="store_true", help="do not ask whether the hub answers")
 
 
-def run(options: dict[str, Any], _progress: Any, _: list[str]) -> None:
+def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
     from secateur.doctor import examine
     from secateur.report.console import results_console
@@ -32,3 +32,4 @@ def run(options: dict[str, Any], _progress: Any, _: list[str]) -> None:
         print_json({"findings": [dataclasses.asdict(finding) for finding in found]})
     else:
         results_console().print(findings_table([(each.what, each.state, each.says) for each in found]))
+        say_next(progress, "demo")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_checkpoint, add_method, add_recovery, method_of, print_json, recovery_of
+from secateur.cli.options import add_checkpoint, add_method, add_recovery, method_of, print_json, recovery_of, say_next
 from secateur.cli.words import parse_amount
 
 if TYPE_CHECKING:
@@ -62,3 +62,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         print_json(found)
     else:
         show_estimate(found, results_console())
+        say_next(
+            progress, "prune", options["model"], "--data", "SPEC", "--method", options["method"], "--drop", options["drop"],
+            "--out", "DIR",
+        )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_loading, add_placement, add_seed, placement_of, print_json
+from secateur.cli.options import add_loading, add_placement, add_seed, placement_of, print_json, say_next
 from secateur.cli.words import parse_names
 
 if TYPE_CHECKING:
@@ -61,3 +61,5 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         print_json({"models": rows})
     else:
         results_console().print(perplexity_table(rows) if options["tasks"] is None else tasks_table(rows))
+        models = options["models"]
+        say_next(progress, "bench", *(models if len(models) > 1 else ["DENSE", *models]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -37,6 +38,7 @@ __all__ = [
     "push_finished",
     "recovery_of",
     "resume_of",
+    "say_next",
     "settings_of",
     "target_of",
     "text_of",
@@ -318,6 +320,11 @@ def print_pruned(result: Any, *, as_json: bool) -> None:
     from secateur.report.console import results_console, show_pruned
 
     show_pruned(result.record, str(result.path), results_console())
+
+
+def say_next(progress: Any, *words: str) -> None:
+    """The next sensible command, on standard error: what stands on standard output is the result."""
+    progress.note(f"next: secateur {shlex.join(words)}")
 
 
 def print_json(value: dict[str, Any]) -> None:

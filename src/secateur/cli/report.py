@@ -31,4 +31,4 @@ def run(options: dict[str, Any], _progress: Any, _: list[str]) -> None:
     if options["json"]:
         print_json({"out": options["out"]})
     else:
-        print(f"the report is in {options['out']}")
+        print(f"the report is in {options['out']}; open it in any browser")

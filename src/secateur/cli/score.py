@@ -14,6 +14,7 @@ from secateur.cli.options import (
     method_of,
     placement_of,
     print_json,
+    say_next,
     text_of,
 )
 from secateur.cli.words import parse_amount
@@ -80,3 +81,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         f"{plan.method} would drop layers {', '.join(map(str, plan.dropped))}, in the order {', '.join(map(str, plan.order))}",
         soft_wrap=True,
     )
+    say_next(
+        progress, "prune", options["model"], "--data", options["data"], "--method", plan.method, "--drop", options["drop"],
+        "--out", "DIR",
+    )  # fmt: skip

@@ -1,0 +1,234 @@
+"""The manners of the command line: help at once, completion, quiet and verbose, no colour where none is wanted, what is next."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from rich.console import Console
+
+from secateur import cli
+from secateur.cli import main
+from secateur.methods import METHODS
+from secateur.report.console import message_console, results_console
+from secateur.surgery.files import cut_checkpoint
+
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate")
+
+
+def heavy_after(statement: str) -> list[str]:
+    """The heavy packages that a fresh Python has imported once it has run `statement`."""
+    code = f"{statement}\nimport sys\nprint(*[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return ran.stderr.split()
+
+
+# ---- heavy imports -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], *([command, "--help"] for command in cli.COMMANDS)], ids=" ".join
+)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    assert heavy_after(f"from secateur.cli import main\nassert main({words!r}) == 0") == []
+
+
+@pytest.mark.parametrize("words", [["prune", "--dorp", "2"], ["tune", "M", "--data=x", "--out=y", "--epochs=x"]])
+def test_a_wrong_option_is_refused_before_anything_heavy_is_imported(words: list[str]) -> None:
+    refused = f"with redirect_stderr(StringIO()): assert main({words!r}) == 2"
+    imports = "from contextlib import redirect_stderr\nfrom io import StringIO\nfrom secateur.cli import main"
+    assert heavy_after(f"{imports}\n{refused}") == []
+
+
+def test_the_package_imports_each_name_when_it_is_first_used() -> None:
+    assert heavy_after("import secateur; dir(secateur); secateur.PruningPlan; secateur.RequestError") == []
+    assert (
+        heavy_after("import secateur; secateur.METHODS, secateur.Target, secateur.FineTuning, secateur.TaskSettings")
+        == []
+    )
+    assert "torch" in heavy_after("import secateur; secateur.Decoder")
+    assert heavy_after("import secateur.data; dir(secateur.data)") == []
+
+
+# ---- completion --------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def script(shell: str) -> str:
+    pytest.importorskip("shtab")
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        assert main(["completion", shell]) == 0
+    assert f"secateur completion {shell} >" in err.getvalue()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_has_every_command_its_options_and_the_methods(shell: str) -> None:
+    text = script(shell)
+    for command in cli.COMMANDS:
+        assert command in text
+        for action in cli._parser(command)._actions:
+            for name in action.option_strings:
+                spelt = name.replace("_", "-")
+                assert (spelt if shell != "fish" else spelt.lstrip("-")) in text, (command, name)
+    assert all(name in text for name in METHODS)
+    assert "--elder.joint_steps" not in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["pru"], ["prune"]),
+        (["prune", "M", "--max-p"], ["--max-ppl-increase"]),
+        (["prune", "M", "--method", "shortg"], ["shortgpt"]),
+        (["prune", "M", "--recover", ""], ["none", "lora", "partial", "full", "distill"]),
+        (["prune", "M", "--elder.absorb", ""], ["map", "projection"]),
+        (["tune", "M", "--data", "x", "--train", ""], ["full", "lora"]),
+        (["completion", "z"], ["zsh"]),
+    ],
+)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+def test_bash_completes(typed: list[str], completed: list[str], tmp_path: Path) -> None:
+    (tmp_path / "script").write_text(script("bash"))
+    asked = (
+        'source "$0"; COMP_WORDS=(secateur "$@"); COMP_CWORD=$#; '
+        r"""name=$(complete -p secateur | sed 's/.*-F \([^ ]*\).*/\1/'); "$name" secateur "${@: -1}"; """
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    ran = subprocess.run(
+        ["bash", "-c", asked, str(tmp_path / "script"), *typed], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == completed
+
+
+def test_completion_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert "pip install 'secateur[completion]'" in capsys.readouterr().err
+
+
+def test_an_unknown_shell_is_refused_with_those_that_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "cmd"]) == 2
+    assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
+
+
+# ---- quiet, verbose, colour --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+    cut_checkpoint(tiny_checkpoint, tmp_path / "cut", [3])
+    return [str(tiny_checkpoint), str(tmp_path / "cut")]
+
+
+def test_quiet_turns_the_bars_of_the_hub_off(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    enable_progress_bars()
+    try:
+        assert main(["check", *pair, "--quiet"]) == 0
+        assert are_progress_bars_disabled()
+    finally:
+        enable_progress_bars()
+    assert capsys.readouterr().err == ""
+
+
+def test_verbose_says_more_and_quiet_errors_alone(pair: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: dict[str, int] = {}
+    for option in ("--verbose", "--quiet", "--json"):
+        monkeypatch.setattr(logging.root, "handlers", [])
+        monkeypatch.setattr(logging.root, "level", logging.WARNING)
+        assert main(["check", *pair, "--files-only", option]) == 0
+        levels[option] = logging.getLogger("secateur").getEffectiveLevel()
+    assert levels == {"--verbose": logging.INFO, "--quiet": logging.ERROR, "--json": logging.WARNING}
+
+
+class Terminal(io.StringIO):
+    """Standard output as a terminal has it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "variables", "coloured"),
+    [(True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False), (True, {"TERM": "dumb"}, False)],
+)
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_colour_in_a_terminal_alone_and_not_where_no_color_is_set(
+    stream: str, is_terminal: bool, variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    file = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr(sys, stream, file)
+    console: Console = results_console() if stream == "stdout" else message_console()
+    console.print("dropped", style="red")
+    assert ("\x1b[31m" in file.getvalue()) == coloured
+    assert "dropped" in file.getvalue()
+
+
+# ---- what is next ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "following"),
+    [
+        (
+            "score MODEL --data TEXT --method random --drop 25%",
+            "prune MODEL --data TEXT --method random --drop 25% --out DIR",
+        ),
+        (
+            "estimate MODEL --drop 2 --method random --hardware h100",
+            "prune MODEL --data SPEC --method random --drop 2 --out DIR",
+        ),
+        ("check MODEL CUT --files-only", "bench MODEL CUT"),
+        ("eval MODEL CUT --data TEXT --num-sequences 2", "bench MODEL CUT"),
+        ("eval CUT --data TEXT --num-sequences 2", "bench DENSE CUT"),
+        (
+            "bench MODEL CUT --batch-sizes 1 --prompt-tokens 4 --new-tokens 2 --repeats 1 --no-memory",
+            "push CUT OWNER/NAME",
+        ),
+        ("doctor --no-network", "demo"),
+    ],
+)
+def test_each_command_ends_with_the_next_sensible_one_unless_quiet_or_json(
+    request_: str, following: str, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Sentence {n} says that {n} times {n} is {n * n}.\n\n" for n in range(900)))
+    places = {"MODEL": pair[0], "CUT": pair[1], "TEXT": str(text)}
+    words = [places.get(word, word) for word in request_.split()]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    expected = " ".join(places.get(word, word) for word in following.split())
+    assert captured.err.splitlines()[-1] == f"next: secateur {expected}"
+    assert "next:" not in captured.out
+    assert main([*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)
+    assert "next:" not in captured.err
+
+
+def test_cut_and_carry_say_what_is_next(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out")
+    assert main(["cut", str(tiny_checkpoint), "--layers=1", "--out", out]) == 0
+    assert f"next: secateur eval {out} --data SPEC" in capsys.readouterr().out
+
+
+def test_torch_is_there_once_work_is_done() -> None:
+    """Else the tests of what is not imported could not fail."""
+    assert heavy_after("import secateur; secateur.Decoder")[0] == torch.__name__
