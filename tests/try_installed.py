@@ -1,4 +1,4 @@
-"""Prune a tiny random model with the secateur that is installed, and with what it asks for and no more: python tests/try_installed.py."""
+"""Prune a tiny random model with the secateur that is installed: `python tests/try_installed.py`, in any environment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def save_tiny_model(folder: Path) -> None:
 
 def secateur(*words: str) -> None:
     """Run a command; an error ends this script."""
-    print("secateur", *words, flush=True)
+    sys.stdout.write(f"secateur {' '.join(words)}\n")
+    sys.stdout.flush()
     subprocess.run([sys.executable, "-m", "secateur", *words], check=True)
 
 
