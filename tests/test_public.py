@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import inspect
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +18,67 @@ from secateur import errors
 from secateur.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
+SIGNATURES = Path(__file__).parent / "public_signatures.txt"
+
+
+def public_signatures() -> str:
+    """Every public name with its parameters, and the public members of classes with theirs: a line each."""
+    lines: list[str] = []
+    for name in secateur.__all__:
+        thing = getattr(secateur, name)
+        if isinstance(thing, dict):
+            lines += [name, *(f"    {key}" for key in thing)]
+        elif isinstance(thing, type) and issubclass(thing, Exception):
+            lines.append(f"{name}({', '.join(base.__name__ for base in thing.__bases__)})")
+        else:
+            lines += [name, *(f"    {part}" for part in _parameters(thing))]
+            lines += [f"  .{line}" for line in _members(thing)] if isinstance(thing, type) else []
+    return "\n".join(lines) + "\n"
+
+
+def _parameters(thing: Any) -> Iterator[str]:
+    """`name: type = default`, and `*` before those that are given by name; a dataclass's fields, with types as they are written."""
+    named = False
+    if dataclasses.is_dataclass(thing):
+        for field in dataclasses.fields(thing):
+            if field.kw_only and not named:
+                yield "*"
+            named = named or field.kw_only
+            made = field.default_factory is not dataclasses.MISSING
+            yield _parameter(field.name, field.type, field.default_factory() if made else field.default)
+        return
+    signature = inspect.signature(thing)
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not named:
+            yield "*"
+        named = named or parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
+        yield _parameter(str(parameter).partition(":")[0].partition("=")[0], parameter.annotation, parameter.default)
+    if not isinstance(thing, type):
+        yield f"-> {signature.return_annotation}"
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> str:
+    typed = name if annotation is inspect.Parameter.empty else f"{name}: {annotation}"
+    if default is dataclasses.MISSING or default is inspect.Parameter.empty:
+        return typed
+    return f"{typed} = " + re.sub(r"<(\S+) object at \w+>", r"\1()", repr(default))
+
+
+def _members(thing: type) -> Iterator[str]:
+    """The public methods and properties that it or a base of secateur's defines."""
+    ours = [base for base in thing.__mro__ if base.__module__.startswith("secateur.")]
+    for name in sorted({name for base in ours for name in vars(base) if not name.startswith("_")}):
+        member = inspect.getattr_static(thing, name)
+        if isinstance(member, property):
+            yield f"{name}: {member.fget.__annotations__['return']}"
+        elif isinstance(member, (classmethod, staticmethod)) or inspect.isfunction(member):
+            function = getattr(member, "__func__", member)
+            yield f"{name}({', '.join(_parameters(function))})".replace(", -> ", ") -> ")[:-1]
+
+
+def test_public_signatures_are_those_that_are_written_down():
+    """A change of one is a change for users: see CONTRIBUTING.md; `python tests/test_public.py` writes them anew."""
+    assert public_signatures() == SIGNATURES.read_text(encoding="utf-8")
 
 
 def test_public_names_are_sorted_and_each_can_be_imported():
@@ -67,3 +133,7 @@ def test_the_tables_in_the_docs_are_those_made_from_the_result_files(name, page,
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert benchmark.made_anew(text) == text
     assert row in text, "a table is empty"
+
+
+if __name__ == "__main__":
+    SIGNATURES.write_text(public_signatures(), encoding="utf-8")
