@@ -37,7 +37,7 @@ def public_signatures() -> str:
 
 
 def _parameters(thing: Any) -> Iterator[str]:
-    """`name: type = default`, and `*` before those that are given by name; a dataclass's fields, with types as they are written."""
+    """`name: type = default`, `*` before those that are given by name; a dataclass's fields, with types as they are written."""
     named = False
     if dataclasses.is_dataclass(thing):
         for field in dataclasses.fields(thing):
