@@ -38,7 +38,7 @@ def secateur(*words: str) -> None:
 def main() -> None:
     """Try what needs no network and no extra."""
     with tempfile.TemporaryDirectory() as place:
-        model, text, out = (str(Path(place, name)) for name in ("model", "text.txt", "out"))
+        model, text, out, cut = (str(Path(place, name)) for name in ("model", "text.txt", "out", "cut"))
         save_tiny_model(Path(model))
         Path(text).write_text(
             "".join(f"Sentence {n} says that {n} times {n} is {n * n}.\n\n" for n in range(400)), "utf-8"
@@ -48,7 +48,8 @@ def main() -> None:
         secateur("--help")
         secateur("doctor", "--no-network")
         secateur("prune", model, *windows, "--drop", "2", "--out", out)
-        secateur("check", model, out, "--files-only")
+        secateur("cut", model, "--layers", "1,3", "--out", cut)
+        secateur("check", model, cut)
         secateur("report", out, "--out", str(Path(place, "report.html")))
 
 
