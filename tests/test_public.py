@@ -8,6 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,13 @@ def test_public_names_are_sorted_and_each_can_be_imported():
     assert sorted(secateur._HOME) == sorted(secateur.__all__)
     for name in secateur.__all__:
         assert getattr(secateur, name).__doc__ or name == "METHODS"
+
+
+def test_every_extra_for_users_is_in_the_readme():
+    extras = set(metadata("secateur").get_all("Provides-Extra")) - {"dev", "docs"}
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\nExtras, as in")[2].partition("\n\n")[0]
+    assert extras <= set(re.findall(r"`(\w+)` \(", text))
+    assert "eval" in extras
 
 
 def test_every_error_is_public_and_stands_in_the_drawn_tree():

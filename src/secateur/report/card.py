@@ -195,7 +195,7 @@ def _tuned(record: Mapping[str, Any]) -> list[str]:
     if not (training and train):
         return []
     settings = training.get("settings") or {}
-    weights = {"lora": "with LoRA", "full": "with all weights"}.get(settings.get("train"), "")
+    weights = {"lora": "with LoRA", "full": "with all weights"}.get(str(settings.get("train")), "")
     return [
         f"Fine-tuned {weights} on {train['examples']:,} examples of {_code(_shortened(str(train['spec'])))} in "
         f"{training['steps']:,} steps, with the loss on the completions; the best epoch was chosen on validation examples."
