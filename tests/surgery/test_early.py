@@ -88,3 +88,18 @@ def test_a_thread_that_is_not_wanted_any_more_stops_at_the_next_tensor(tmp_path,
     with early.EarlyShards(tmp_path, {}) as writing:
         writing.begin({"a": dict.fromkeys(range(1000))})
     assert len(written) <= 2
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_an_interrupt_while_the_thread_is_started_is_what_comes_out(tmp_path, monkeypatch, begins):
+    class Interrupted(threading.Thread):
+        def start(self):
+            if begins:
+                threading.Timer(0.1, super().start).start()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(early, "Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt), early.EarlyShards(tmp_path, {}) as writing:
+        writing.begin({"model.safetensors": {}})
+    assert not [thread for thread in threading.enumerate() if thread.name == "early shards"]
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event, Thread
+from time import sleep
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,10 @@ Shards = Mapping[str, Mapping[str, Bytes]]
 
 _LOOK = 0.1
 """Seconds between two looks at how far the thread is."""
+
+
+_PATIENCE = 100
+"""Looks at a thread that may be about to begin."""
 
 
 class _StoppedError(Exception):
@@ -88,6 +93,7 @@ class EarlyShards:
 
     def _write(self) -> None:
         try:
+            self._done(0)
             for name, tensors in self._begun.items():
                 write_shard(self._directory / name, tensors, self._metadata, self._done)
         except _StoppedError:
@@ -102,5 +108,12 @@ class EarlyShards:
 
     def _stop(self) -> None:
         self._unwanted.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is None:
+            return
+        for _ in range(_PATIENCE):
+            try:
+                self._thread.join()
+            except RuntimeError:  # an interrupt came while it was started: it begins in a moment, or never
+                sleep(0.01)
+            else:
+                return
