@@ -8,6 +8,7 @@ meanwhile, into the directory that nobody sees before all is verified. What turn
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from time import sleep
@@ -111,9 +112,7 @@ class EarlyShards:
         if self._thread is None:
             return
         for _ in range(_PATIENCE):
-            try:
+            with suppress(RuntimeError):  # an interrupt came while it was started: it begins in a moment, or never
                 self._thread.join()
-            except RuntimeError:  # an interrupt came while it was started: it begins in a moment, or never
-                sleep(0.01)
-            else:
                 return
+            sleep(0.01)
