@@ -830,3 +830,36 @@ def test_a_wrong_request_to_check_exits_2_with_one_line(
     line = one_line(capsys.readouterr())
     assert value in line
     assert remedy in line
+
+
+@pytest.mark.parametrize("wraps", ["a class", "a library", "nothing"])
+def test_an_interrupt_is_said_as_one_whatever_python_or_a_library_made_of_it(monkeypatch, capsys, wraps):
+    class Half:
+        def __set_name__(self, *_):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def run(_):
+        if wraps == "a class":  # up to Python 3.11 what __set_name__ raises is wrapped
+            type("Made", (), {"half": Half()})
+        try:
+            Half().__set_name__()
+        except KeyboardInterrupt:
+            if wraps == "a library":
+                raise RuntimeError("cannot go on")  # noqa: B904  as libraries do
+            raise
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["doctor"]) == 143
+    assert capsys.readouterr().err.startswith("interrupted: ")
+
+
+def test_an_error_without_a_signal_stays_an_error(monkeypatch, capsys, tmp_path):
+    def run(_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("cannot go on")  # noqa: B904
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["doctor"]) == 1
+    assert "error: RuntimeError: cannot go on" in capsys.readouterr().err

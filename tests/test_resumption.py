@@ -321,6 +321,23 @@ def test_second_signal_stops_at_once() -> None:
         assert done == [1]
 
 
+def test_signals_while_one_unwinds_are_that_one_and_a_later_one_stops_the_cleaning_up(monkeypatch) -> None:
+    now, done = [0.0], []
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    with signals.watched(lambda _: None), pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("not stopped")
+        finally:
+            now[0] = 0.9
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("cleaned up")
+            now[0] = 1.1
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("not stopped again")
+    assert done == ["cleaned up"]
+
+
 def test_signal_takes_effect_at_the_end_of_the_outermost_block_and_at_once_outside_of_any() -> None:
     done = []
     with signals.watched(lambda _: None), pytest.raises(KeyboardInterrupt):  # noqa: PT012

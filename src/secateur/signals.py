@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 __all__ = ["asked_to_stop", "finishing", "stop_if_asked", "watched"]
+
+
+_UNWINDING = 1.0
+"""Seconds in which further signals are taken for the one that is being followed; a shell often sends several."""
 
 
 @dataclass
@@ -26,13 +31,24 @@ class Watch:
     finishing: int = 0
     """How many blocks that want to end are running, one in another."""
 
+    stopping_since: float | None = None
+    """When it was stopped, by `time.monotonic`."""
+
     def receive(self, number: int, _: FrameType | None) -> None:
         """Stop now, or let what runs end."""
         first = self.number is None
         self.number = self.number or number
         if not (first and self.finishing):
-            raise KeyboardInterrupt
+            self._stop()
+            return
         self.say("finishing this step, to go on from it later; once more stops at once")
+
+    def _stop(self) -> None:
+        """Raise, but not into what still unwinds: a second exception there, in compiled code, would abort the process."""
+        now = time.monotonic()
+        if self.stopping_since is None or now - self.stopping_since >= _UNWINDING:
+            self.stopping_since = now
+            raise KeyboardInterrupt
 
 
 _watch: Watch | None = None

@@ -71,8 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except SystemExit as done:  # the parser's --help and --print-config
             return int(done.code or 0)
         except (KeyboardInterrupt, Exception) as error:
-            code = _failed(error, debug)
-            return 128 + watch.number if isinstance(error, KeyboardInterrupt) and watch.number else code
+            said = _interrupt_behind(error) if watch.number else error
+            code = _failed(said, debug)
+            return 128 + watch.number if isinstance(said, KeyboardInterrupt) and watch.number else code
+
+
+def _interrupt_behind(error: BaseException) -> BaseException:
+    """The interrupt that an error came of, as Python wraps what a half-made class raises and libraries what a thread does."""
+    cause: BaseException | None = error
+    while not (cause is None or isinstance(cause, (KeyboardInterrupt, SecateurError))):
+        cause = cause.__cause__ or cause.__context__
+    return cause if isinstance(cause, KeyboardInterrupt) else error
 
 
 def _failed(error: BaseException, debug: bool) -> int:
