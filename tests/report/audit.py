@@ -38,6 +38,15 @@ def views(page: Page, file: Path) -> Iterator[str]:
             yield f"{width}-{'dark' if dark else 'light'}"
 
 
+def described(finding: dict[str, Any]) -> str:
+    """A finding in two lines: what and how bad, then the first place and the reason."""
+    first = finding["nodes"][0]
+    return (
+        f"  {finding['impact']} {finding['id']} ×{len(finding['nodes'])}: {finding['help']}\n"
+        f"    {first['target'][0]}: {' '.join(first['failureSummary'].split())}"
+    )
+
+
 def main() -> int:
     """Audit the pages that are named."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -51,15 +60,11 @@ def main() -> int:
             for view in views(page, file):
                 if options.pictures:
                     options.pictures.mkdir(parents=True, exist_ok=True)
-                    name = f"{file.resolve().parent.parent.name}-{file.stem}-{view}.png"
+                    name = f"{file.resolve().parent.parent.name}-{view}.png"
                     (options.pictures / name).write_bytes(page.picture())
                 found = findings(page, axe)
                 grave += sum(each["impact"] in GRAVE for each in found)
-                print(f"{file} {view}: {len(found)} findings")
-                for each in found:
-                    nodes = each["nodes"]
-                    print(f"  {each['impact']} {each['id']} ×{len(nodes)}: {each['help']}")
-                    print(f"    {nodes[0]['target'][0]}: {' '.join(nodes[0]['failureSummary'].split())}")
+                print(f"{file} {view}: {len(found)} findings", *map(described, found), sep="\n")  # noqa: T201
     return 1 if grave else 0
 
 

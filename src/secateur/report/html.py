@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 
 __all__ = ["Html", "el", "joined", "table"]
 
@@ -41,14 +42,16 @@ def joined(*children: object) -> Html:
 
 def table(head: list[str], rows: list[list[object]], *, caption: str) -> Html:
     """A table whose first column names its rows; it scrolls sideways where it is too wide for the page."""
-    body = [
-        el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:]))
-        for row in rows
-    ]  # fmt: skip
+    body = [el("tr", el("th", row[0], scope="row"), *(el("td", _unbroken(cell)) for cell in row[1:])) for row in rows]
     inner = el(
         "table",
         el("caption", caption),
         el("thead", el("tr", *(el("th", name, scope="col") for name in head))),
         el("tbody", *body),
     )
-    return el("div", inner, class_="wide", tabindex=0, role="region", aria_label=caption)
+    return el("div", inner, class_="wide", tabindex=0, role="group", aria_label=caption)
+
+
+def _unbroken(cell: object) -> object:
+    """A figure and its unit stay on one line."""
+    return cell if isinstance(cell, Html) else re.sub(r"^(\S*\d) (\S{1,2})$", "\\1\u00a0\\2", str(cell))
