@@ -12,7 +12,7 @@ from secateur.report.html import Html, el
 __all__ = ["Bar", "Point", "bars", "heat_map", "lines", "scatter"]
 
 _WIDTH, _HEIGHT = 720, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 12, 14, 36  # with room for the larger letters on a phone
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 12, 14, 40  # with room for the larger letters on a phone
 _LABEL = 34  # a label of an axis, with its letters that large
 
 
@@ -55,7 +55,7 @@ class _Axis:
             powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
             every = max(1, len(powers) // 4)
             values = [10.0**power for power in powers][::every] or [self.low, self.high]
-            return [(value, format_small(value)) for value in values]
+            return [(value, f"{value:.0e}" if value < 0.01 else format_small(value)) for value in values]
         rough = (self.high - self.low) / 3 * (1 + 1e-9)
         size = 10.0 ** math.floor(math.log10(rough))
         step = size * max(factor for factor in (1, 2, 5) if size * factor <= rough)
@@ -84,7 +84,7 @@ def bars(values: Sequence[Bar], *, title: str, x_title: str, y_title: str) -> Ht
         shape = el(
             "rect", x=round(-width / 2, 1), y=min(top, base), width=width, height=max(1.0, round(abs(base - top), 1))
         )
-        label = el("text", bar.label, y=_HEIGHT - _BOTTOM + 15, class_="tick") if place % every == 0 else Html("")
+        label = el("text", bar.label, y=_HEIGHT - _BOTTOM + 16, class_="tick") if place % every == 0 else Html("")
         marks.append(
             el(
                 "g", el("title", bar.says), shape, label, class_=f"mark {bar.kind}", role="img", aria_label=bar.says,
@@ -145,7 +145,7 @@ def heat_map(rows: Sequence[Sequence[float]], *, title: str, x_title: str, y_tit
     bottom = _TOP + len(kept) * high
     every = max(1, math.ceil(_LABEL / wide))
     labels = [
-        el("text", layer, x=round(_LEFT + (layer + 0.5) * wide, 1), y=round(bottom + 15, 1), class_="tick")
+        el("text", layer, x=round(_LEFT + (layer + 0.5) * wide, 1), y=round(bottom + 16, 1), class_="tick")
         for layer in range(0, len(rows[0]), every)
     ]
     ends = [
@@ -197,7 +197,7 @@ def _y_ticks(axis: _Axis) -> list[Html]:
 
 def _x_ticks(axis: _Axis, write: Callable[[float], str] | None = None) -> list[Html]:
     return [
-        el("text", write(value) if write else text, x=axis(value), y=_HEIGHT - _BOTTOM + 15, class_="tick", aria_hidden="true")
+        el("text", write(value) if write else text, x=axis(value), y=_HEIGHT - _BOTTOM + 16, class_="tick", aria_hidden="true")
         for value, text in axis.ticks()
     ]  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-__all__ = ["Html", "el", "joined", "table"]
+__all__ = ["Html", "el", "joined", "table", "unbroken"]
 
 
 class Html(str):
@@ -42,7 +42,14 @@ def joined(*children: object) -> Html:
 
 def table(head: list[str], rows: list[list[object]], *, caption: str) -> Html:
     """A table whose first column names its rows; it scrolls sideways where it is too wide for the page."""
-    body = [el("tr", el("th", row[0], scope="row"), *(el("td", _unbroken(cell)) for cell in row[1:])) for row in rows]
+    body = [
+        el(
+            "tr",
+            el("th", row[0], scope="row"),
+            *(el("td", cell if isinstance(cell, Html) else unbroken(str(cell))) for cell in row[1:]),
+        )
+        for row in rows
+    ]
     inner = el(
         "table",
         el("caption", caption),
@@ -52,6 +59,6 @@ def table(head: list[str], rows: list[list[object]], *, caption: str) -> Html:
     return el("div", inner, class_="wide", tabindex=0, role="group", aria_label=caption)
 
 
-def _unbroken(cell: object) -> object:
-    """A figure and its unit stay on one line."""
-    return cell if isinstance(cell, Html) else re.sub(r"^(\S*\d) (\S{1,2})$", "\\1\u00a0\\2", str(cell))
+def unbroken(text: str) -> str:
+    """A text whose figures stay on one line with their units: `12.5 %`, `134.5 M`, `538 MB`."""
+    return re.sub(r"(?<=\d) (?=(?:%|[KMB]|[kMG]B)(?!\w))", "\u00a0", text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from secateur.report.charts import Bar, bars, format_small, heat_map, lines
 from secateur.report.comparison import MISSING, compared, format_number, layer_ranges
-from secateur.report.html import Html, el, joined, table
+from secateur.report.html import Html, el, joined, table, unbroken
 from secateur.report.reported import Quality, ReportedRun, ratio, verdict
 
 __all__ = ["layers_of", "sections"]
@@ -36,7 +36,7 @@ def sections(run: ReportedRun) -> list[Html]:
 def _heading(run: ReportedRun) -> Html:
     return joined(
         el("h1", run.name),
-        el("p", verdict(run), class_="verdict"),
+        el("p", unbroken(verdict(run)), class_="verdict"),
         el("p", "Removed (counted from 0): ", el("strong", layer_ranges(run.record["dropped"])), " of ",
            el("code", Path(str(run.record["model"]["id"])).name), "."),
     )  # fmt: skip

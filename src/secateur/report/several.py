@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from secateur.report.charts import Point, scatter
 from secateur.report.comparison import MISSING, format_count
-from secateur.report.html import Html, el, joined, table
+from secateur.report.html import Html, el, joined, table, unbroken
 from secateur.report.reported import ReportedRun, ratio, verdict
 from secateur.report.sections import layers_of
 
@@ -22,7 +22,7 @@ def side_by_side(runs: Sequence[ReportedRun]) -> list[Html]:
         el("section", el("h1", f"{len(runs)} runs"), table(head, [_row(run, metric) for run in runs], caption="All runs")),
         el("section", el("h2", "What quality costs"), _pareto(runs, metric)),
         *(
-            el("section", el("h2", run.name), el("p", verdict(run), class_="verdict"), layers_of(run))
+            el("section", el("h2", run.name), el("p", unbroken(verdict(run)), class_="verdict"), layers_of(run))
             for run in runs
         ),
     ]  # fmt: skip
