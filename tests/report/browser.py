@@ -53,6 +53,8 @@ class Page:
         until = time.monotonic() + _PATIENCE
         while self.value("document.readyState") != "complete":
             assert time.monotonic() < until, f"{file} did not load"
+        if script:  # observers of sizes are called with a frame
+            self.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression is, once a promise of it is kept."""

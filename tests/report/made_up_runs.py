@@ -53,3 +53,37 @@ def tuned(value: float, against: float) -> ReportedRun:
         "pruned": {"num_parameters": 700, "task": task(value)},
     }
     return run(metrics=metrics, generations=None, preparation=None)
+
+
+def large(name: str = "large", num_layers: int = 80) -> ReportedRun:
+    """Many layers, scores of many sizes, long texts, and something in every section."""
+    layers = range(num_layers)
+    training = {
+        "losses": [{"step": 10 * step, "loss": 1200.0 / (step + 1)} for step in range(30)],
+        "validation": [{"step": 100 * step, "score": 0.9981 + 0.0001 * step} for step in range(4)],
+    }
+    record = run(
+        name, model__num_layers=num_layers, model__id="an-owner/a-model-whose-name-is-quite-long-7B-instruct-v0.3",
+        dropped=list(layers[-20:]), scores=[10.0 ** (-layer / 9) for layer in layers], training=training, recovery=training,
+        metrics__dense__perplexity=14_321.0, metrics__cut={"perplexity": 91_234.5}, metrics__pruned__perplexity=21_234.5,
+        metrics__dense__num_parameters=7_241_732_096, metrics__pruned__num_parameters=5_431_299_072,
+        command="secateur prune " + "a-word-without-any-space-that-is-as-long-as-a-line-of-a-phone-and-longer-still " * 3,
+        generations={"prompts": ["a prompt"], "dense": ["word " * 60], "pruned": ["x" * 200]},
+    ).record  # fmt: skip
+    history = [[abs((layer * step) % 7 - 3) / 3 for layer in layers] for step in range(1, 100)]
+    plan = {"merges": {str(num_layers - 1): 59}, "provenance": {"scores_by_step": history, "stability": 0.4}}
+    return ReportedRun(name=name, record=record, plan=plan)
+
+
+PAGES: dict[str, list[ReportedRun]] = {
+    "one run": [run()],
+    "a task": [tuned(0.8, 0.85)],
+    "a large model": [large("a-run-whose-name-is-long-enough-to-be-broken-on-a-phone")],
+    "several runs": [
+        run("a"),
+        large("elder-with-recovery-25-percent"),
+        run("b", metrics__pruned__perplexity=22.0),
+        tuned(0.8, 0.9),
+    ],
+}
+"""What the page is looked at with: every kind of it."""

@@ -11,8 +11,8 @@ from secateur.report.html import Html, el
 
 __all__ = ["Bar", "Point", "bars", "heat_map", "lines", "scatter"]
 
-_WIDTH, _HEIGHT = 720, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 12, 14, 40  # with room for the larger letters on a phone
+_WIDTH, _HEIGHT = 720, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 22, 38, 46  # with room for the larger letters on a phone
 _LABEL = 34  # a label of an axis, with its letters that large
 
 
@@ -84,7 +84,7 @@ def bars(values: Sequence[Bar], *, title: str, x_title: str, y_title: str) -> Ht
         shape = el(
             "rect", x=round(-width / 2, 1), y=min(top, base), width=width, height=max(1.0, round(abs(base - top), 1))
         )
-        label = el("text", bar.label, y=_HEIGHT - _BOTTOM + 16, class_="tick") if place % every == 0 else Html("")
+        label = el("text", bar.label, y=_HEIGHT - _BOTTOM + 20, class_="tick") if place % every == 0 else Html("")
         marks.append(
             el(
                 "g", el("title", bar.says), shape, label, class_=f"mark {bar.kind}", role="img", aria_label=bar.says,
@@ -131,7 +131,7 @@ def heat_map(rows: Sequence[Sequence[float]], *, title: str, x_title: str, y_tit
     ]
     if not kept:
         return Html("")
-    wide, high = (_WIDTH - _LEFT - _RIGHT) / len(rows[0]), max(4.0, min(16.0, 180 / len(kept)))
+    wide, high = (_WIDTH - _LEFT - _RIGHT) / len(rows[0]), max(4.0, min(24.0, 180 / len(kept)))
     cells = []
     for place, (number, row) in enumerate(kept):
         most = max(value for value in row if math.isfinite(value))
@@ -145,7 +145,7 @@ def heat_map(rows: Sequence[Sequence[float]], *, title: str, x_title: str, y_tit
     bottom = _TOP + len(kept) * high
     every = max(1, math.ceil(_LABEL / wide))
     labels = [
-        el("text", layer, x=round(_LEFT + (layer + 0.5) * wide, 1), y=round(bottom + 16, 1), class_="tick")
+        el("text", layer, x=round(_LEFT + (layer + 0.5) * wide, 1), y=round(bottom + 20, 1), class_="tick")
         for layer in range(0, len(rows[0]), every)
     ]
     ends = [
@@ -197,7 +197,7 @@ def _y_ticks(axis: _Axis) -> list[Html]:
 
 def _x_ticks(axis: _Axis, write: Callable[[float], str] | None = None) -> list[Html]:
     return [
-        el("text", write(value) if write else text, x=axis(value), y=_HEIGHT - _BOTTOM + 16, class_="tick", aria_hidden="true")
+        el("text", write(value) if write else text, x=axis(value), y=_HEIGHT - _BOTTOM + 20, class_="tick", aria_hidden="true")
         for value, text in axis.ticks()
     ]  # fmt: skip
 
@@ -217,10 +217,9 @@ def _drawing(
 
     With `says` it is one image to a screen reader, and those are its words; without it, each mark speaks for itself.
     """
-    middle = (_TOP + height - _BOTTOM) / 2
     names = [
-        el("text", x_title, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=height - 3, class_="axis", aria_hidden="true"),
-        el("text", y_title, class_="axis", transform=f"translate(12 {middle}) rotate(-90)", aria_hidden="true"),
+        el("text", x_title, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=height - 6, class_="axis", aria_hidden="true"),
+        el("text", y_title, x=2, y=20, class_="axis start", aria_hidden="true"),
     ]
     role, label = ("group", title) if says is None else ("img", f"{title}: {says}")
     svg = el(
