@@ -27,7 +27,7 @@ MODEL = fetch_sample_model()  # 93 MB, once; or a hub id, or a directory
 DATA = "python-docs"  # the help texts of your own Python; or a .txt .jsonl .json .csv .parquet file
 SIZES = {"sequence_length": 256, "num_sequences": 16, "num_eval_sequences": 12}
 DROP = 6  # layers; or a share of them, 0.2
-SETTINGS = {"gate_sequences": 2, "joint_steps": 15, "shortlist": 3, "learning_rate": 1e-4}
+SETTINGS = {"gate_sequences": 2, "joint_steps": 8, "shortlist": 3, "learning_rate": 1e-4}
 PROMPT = "The for statement is used to"
 OUT = Path("elder-out")
 
@@ -77,15 +77,16 @@ for name, result in found.items():
 ## Which layers matter
 
 The weight of each layer at the end of the choice, and on the way there. Where several layers are close, the loss
-itself decides among them (`shortlist`), so a layer that went need not have the smallest weight.
+itself decides among them (`shortlist`); those that went then have the weight 0.
 """
 
 # %%
 OUT.mkdir(exist_ok=True)
-colours = ["#b3261e" if layer in plan.dropped else "#1a6b3c" for layer in range(plan.num_layers)]
 figure, (ends, way) = plt.subplots(2, figsize=(9, 5), sharex=True, layout="constrained")
-ends.bar(range(plan.num_layers), plan.scores, color=colours)
-ends.set(ylabel="weight", title="Weights of the layers; red ones were removed")
+ends.bar(range(plan.num_layers), plan.scores, color="#1a6b3c")
+for layer in plan.dropped:
+    ends.axvspan(layer - 0.5, layer + 0.5, color="#b3261e", alpha=0.2)
+ends.set(ylabel="weight", title="Weights of the layers; those on red were removed")
 way.imshow(plan.provenance["weights_by_round"], aspect="auto", cmap="Greens", vmin=0, vmax=1)
 way.set(xlabel="layer", ylabel="step")
 figure.savefig(OUT / "weights.png")
