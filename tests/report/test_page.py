@@ -15,7 +15,7 @@ from made_up_runs import PLAN, RECORD, run, tuned
 from secateur.cli import main
 from secateur.errors import DataError
 from secateur.report.charts import Bar, Point, bars, heat_map, lines, scatter
-from secateur.report.html import Html, el, table
+from secateur.report.html import Html, el, table, unbroken
 from secateur.report.page import ReportedRun, load_run, report_page
 from secateur.report.reported import verdict
 
@@ -114,6 +114,21 @@ def test_a_line_goes_from_the_lower_left_to_the_upper_right_and_leaves_out_what_
     assert points[0][1] > points[1][1]
 
 
+@pytest.mark.parametrize(
+    ("low", "high"), [(3.0, 3.0), (4.05, 4.85), (0.99981, 0.99984), (12_345.0, 23_456.0), (1e-7, 5e-7), (1e7, 3e7), (-2.0, 2.0)]
+)  # fmt: skip
+def test_an_axis_has_three_to_seven_ticks_at_the_values_they_say(low: float, high: float) -> None:
+    svg = ElementTree.fromstring(lines([("c", [(0, low), (1, high)])], title="t", x_title="", y_title=""))  # noqa: S314
+    grids = [grid for grid in svg.iter("g") if grid.get("class") == "grid"]
+    texts = [grid.find("text").text for grid in grids]
+    assert 3 <= len(set(texts)) == len(texts) <= 7
+    values = [float(text.replace(",", "")) for text in texts]
+    heights = [float(grid.find("line").get("y1")) for grid in grids]
+    bottom, top = heights[0], heights[-1]
+    pixels = (bottom - top) / (values[-1] - values[0])
+    assert heights == pytest.approx([bottom - pixels * (value - values[0]) for value in values], abs=0.2)
+
+
 def test_a_heat_map_has_a_cell_a_step_and_layer_and_skips_steps_of_nothing() -> None:
     svg = ElementTree.fromstring(heat_map([[0.0, 0.0], [1.0, 0.25], [0.5, 2.0]], title="t", x_title="", y_title=""))  # noqa: S314
     cells = [cell.get("style") for cell in svg.iter("rect")]
@@ -144,6 +159,13 @@ def test_the_front_is_what_no_other_run_betters() -> None:
 def test_scatter_of_one_point_and_of_none() -> None:
     assert "circle" in scatter([Point(label="a", x=1, y=1, says="a: 1, 1")], title="t", x_title="", y_title="")
     assert scatter([], title="t", x_title="", y_title="") == ""
+
+
+def test_a_figure_stays_on_one_line_with_its_unit_and_words_do_not() -> None:
+    assert unbroken("rose to 134.5 M (−2.5 %), 538 MB of 3 More, 5 to 6 %x") == (
+        "rose to 134.5\u00a0M (−2.5\u00a0%), 538\u00a0MB of 3 More, 5 to 6 %x"
+    )
+    assert "<td>12.5\u00a0%</td>" in table(["", "x"], [["row", "12.5 %"]], caption="c")
 
 
 def test_elements_escape_text_and_attributes_and_leave_markup() -> None:

@@ -61,7 +61,7 @@ class _Axis:
         step = size * max(factor for factor in (1, 2, 5) if size * factor <= rough)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
-        plain = digits <= 4 and max(abs(self.low), abs(self.high)) < 1e6
+        plain = 1e-3 <= max(abs(self.low), abs(self.high)) < 1e6
         values = [step * count for count in range(first, last + 1)]
         return [(value, f"{value:,.{digits}f}" if plain else format_small(value)) for value in values]
 
