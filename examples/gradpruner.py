@@ -25,7 +25,7 @@ disable_progress_bar()
 # %% tags=["parameters"]
 MODEL = fetch_sample_model()  # 93 MB, once; or a hub id, or a directory
 DATA = Path("gradpruner-task")  # made below; or a folder of yours with train.jsonl and test.jsonl
-SIZES = {"num_train": 192, "num_validation": 24, "num_test": 48}
+SIZES = {"num_train": 160, "num_validation": 16, "num_test": 40}
 DROP = 0.2  # of the layers
 METHOD = {"absorb": "projection", "merge": "none"}  # better on small models than the defaults, the published settings
 TUNING = {"train": "full", "epochs": 1, "batch_size": 8, "learning_rate": 1e-4}
