@@ -19,7 +19,7 @@ PACKAGES = ("asyncio", "email", "http", "logging", "multiprocessing", "unittest"
 MOST = 120  # of one package
 
 
-def main(folder: str) -> None:
+def main(folder: str | Path) -> None:
     """Collect, shuffle with a fixed seed, and write a fifth of the rows as the test set."""
     rows = [
         {"text": text, "label_text": package}

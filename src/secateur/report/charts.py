@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from secateur.report.comparison import format_number
@@ -11,8 +11,9 @@ from secateur.report.html import Html, el
 
 __all__ = ["Bar", "Point", "bars", "heat_map", "lines", "scatter"]
 
-_WIDTH, _HEIGHT = 720, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 34
+_WIDTH, _HEIGHT = 720, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 22, 38, 46  # with room for the larger letters on a phone
+_LABEL = 34  # a label of an axis, with its letters that large
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Point:
     label: str
     x: float
     y: float
+    says: str
     on_front: bool = False
 
 
@@ -47,16 +49,21 @@ class _Axis:
         low, high, value = (math.log(each) if self.log else each for each in (self.low, self.high, value))
         return round(self.first + (self.last - self.first) * (value - low) / (high - low), 1)
 
-    def ticks(self) -> list[float]:
-        """Round values inside the range, some four of them; powers of ten where the axis is logarithmic."""
+    def ticks(self) -> list[tuple[float, str]]:
+        """Round values inside the range with their texts, three to seven; powers of ten where the axis is logarithmic."""
         if self.log:
             powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
             every = max(1, len(powers) // 4)
-            return [10.0**power for power in powers][::every] or [self.low, self.high]
-        rough = (self.high - self.low) / 4
+            values = [10.0**power for power in powers][::every] or [self.low, self.high]
+            return [(value, f"{value:.0e}" if value < 0.01 else format_small(value)) for value in values]
+        rough = (self.high - self.low) / 3 * (1 + 1e-9)
         size = 10.0 ** math.floor(math.log10(rough))
-        step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
-        return [step * count for count in range(math.ceil(self.low / step), math.floor(self.high / step + 1e-9) + 1)]
+        step = size * max(factor for factor in (1, 2, 5) if size * factor <= rough)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        digits = max(0, -math.floor(math.log10(step) + 1e-9))
+        plain = 1e-3 <= max(abs(self.low), abs(self.high)) < 1e6
+        values = [step * count for count in range(first, last + 1)]
+        return [(value, f"{value:,.{digits}f}" if plain else format_small(value)) for value in values]
 
 
 def bars(values: Sequence[Bar], *, title: str, x_title: str, y_title: str) -> Html:
@@ -70,14 +77,14 @@ def bars(values: Sequence[Bar], *, title: str, x_title: str, y_title: str) -> Ht
     low = min(positive) / 2 if log else min(0.0, *finite)
     axis = _Axis(low, max(finite), _HEIGHT - _BOTTOM, _TOP, log=log)
     pitch = (_WIDTH - _LEFT - _RIGHT) / max(1, len(values))
-    width, every = round(0.76 * pitch, 1), max(1, math.ceil(22 / pitch))
+    width, every = round(0.76 * pitch, 1), max(1, math.ceil(_LABEL / pitch))
     base, marks = axis(max(low, 0.0) if not log else low), []
     for place, bar in enumerate(values):
         top = axis(min(max(bar.value, low), axis.high)) if math.isfinite(bar.value) else base
         shape = el(
             "rect", x=round(-width / 2, 1), y=min(top, base), width=width, height=max(1.0, round(abs(base - top), 1))
         )
-        label = el("text", bar.label, y=_HEIGHT - _BOTTOM + 14, class_="tick") if place % every == 0 else Html("")
+        label = el("text", bar.label, y=_HEIGHT - _BOTTOM + 20, class_="tick") if place % every == 0 else Html("")
         marks.append(
             el(
                 "g", el("title", bar.says), shape, label, class_=f"mark {bar.kind}", role="img", aria_label=bar.says,
@@ -100,20 +107,19 @@ def lines(
         return Html("")
     x_axis = _Axis(min(x for x, _ in places), max(x for x, _ in places), _LEFT, _WIDTH - _RIGHT)
     y_axis = _Axis(min(y for _, y in places), max(y for _, y in places), _HEIGHT - _BOTTOM, _TOP)
-    drawn = []
+    drawn, told = [], []
     for number, (name, points) in enumerate(kept):
         if not points:
             continue
         says = f"{name}: from {format_number(points[0][1])} to {format_number(points[-1][1])}"
         path = " ".join(f"{x_axis(x)},{y_axis(y)}" for x, y in points)
         dots = el("circle", cx=x_axis(points[-1][0]), cy=y_axis(points[-1][1]), r=3)
-        drawn.append(
-            el("g", el("title", says), el("polyline", points=path), dots, class_=f"curve curve-{number % 4}", role="img",
-               aria_label=says)
-        )  # fmt: skip
+        drawn.append(el("g", el("title", says), el("polyline", points=path), dots, class_=f"curve curve-{number % 4}"))
+        told.append(says)
     names = [el("li", name, class_=f"key-{number % 4}") for number, (name, _) in enumerate(kept)]
     key = el("ul", *names, class_="key") if len(names) > 1 else None
-    return _drawing(title, x_title, y_title, [*_y_ticks(y_axis), *_x_ticks(x_axis), *drawn], key=key)
+    marks = [*_y_ticks(y_axis), *_x_ticks(x_axis), *drawn]
+    return _drawing(title, x_title, y_title, marks, key=key, says="; ".join(told))
 
 
 def heat_map(rows: Sequence[Sequence[float]], *, title: str, x_title: str, y_title: str) -> Html:
@@ -125,7 +131,7 @@ def heat_map(rows: Sequence[Sequence[float]], *, title: str, x_title: str, y_tit
     ]
     if not kept:
         return Html("")
-    wide, high = (_WIDTH - _LEFT - _RIGHT) / len(rows[0]), max(4.0, min(16.0, 180 / len(kept)))
+    wide, high = (_WIDTH - _LEFT - _RIGHT) / len(rows[0]), max(4.0, min(24.0, 180 / len(kept)))
     cells = []
     for place, (number, row) in enumerate(kept):
         most = max(value for value in row if math.isfinite(value))
@@ -137,42 +143,43 @@ def heat_map(rows: Sequence[Sequence[float]], *, title: str, x_title: str, y_tit
                    style=f"fill-opacity:{math.sqrt(share):.2f}", class_="cell")
             )  # fmt: skip
     bottom = _TOP + len(kept) * high
-    every = max(1, math.ceil(22 / wide))
+    every = max(1, math.ceil(_LABEL / wide))
     labels = [
-        el("text", layer, x=round(_LEFT + (layer + 0.5) * wide, 1), y=round(bottom + 14, 1), class_="tick")
+        el("text", layer, x=round(_LEFT + (layer + 0.5) * wide, 1), y=round(bottom + 20, 1), class_="tick")
         for layer in range(0, len(rows[0]), every)
     ]
     ends = [
         el("text", number, x=_LEFT - 6, y=round(_TOP + (place + 0.8) * high, 1), class_="tick end")
         for place, number in ((0, kept[0][0]), (len(kept) - 1, kept[-1][0]))
     ]
-    return _drawing(title, x_title, y_title, [*cells, *labels, *ends], height=round(bottom + _BOTTOM))
+    last = [(value, layer) for layer, value in enumerate(kept[-1][1]) if math.isfinite(value)]
+    says = f"at {y_title} {kept[-1][0]} {x_title} {max(last)[1]} has the largest value and {x_title} {min(last)[1]} the smallest"
+    marks = [*cells, *labels, *ends]
+    return _drawing(title, x_title, y_title, marks, height=round(bottom + _BOTTOM), says=says)
 
 
-def scatter(points: Sequence[Point], *, title: str, x_title: str, y_title: str) -> Html:
-    """Points with their names, and a line through those on the front."""
+def scatter(
+    points: Sequence[Point], *, title: str, x_title: str, y_title: str, write_x: Callable[[float], str] | None = None
+) -> Html:
+    """Points with their names, and a line through those on the front; `write_x` writes the values along the first axis."""
     kept = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
     if not kept:
         return Html("")
-    spare = [0.05 * (max(axis) - min(axis)) for axis in ([point.x for point in kept], [point.y for point in kept])]
-    x_axis = _Axis(
-        min(point.x for point in kept) - spare[0], max(point.x for point in kept) + spare[0], _LEFT, _WIDTH - 120
-    )
-    y_axis = _Axis(
-        min(point.y for point in kept) - spare[1], max(point.y for point in kept) + spare[1], _HEIGHT - _BOTTOM, _TOP
-    )
+    xs, ys = [point.x for point in kept], [point.y for point in kept]
+    x_spare, y_spare = (0.05 * (max(axis) - min(axis)) for axis in (xs, ys))
+    x_axis = _Axis(min(xs) - x_spare, max(xs) + x_spare, _LEFT, _WIDTH - _RIGHT)
+    y_axis = _Axis(min(ys) - y_spare, max(ys) + y_spare, _HEIGHT - _BOTTOM, _TOP)
     front = sorted((point for point in kept if point.on_front), key=lambda point: point.x)
     path = " ".join(f"{x_axis(point.x)},{y_axis(point.y)}" for point in front)
     drawn = [el("polyline", points=path, class_="front")] if len(front) > 1 else []
     for point in kept:
-        says = f"{point.label}: {format_number(point.x)}, {format_number(point.y)}"
-        dot = el("circle", cx=x_axis(point.x), cy=y_axis(point.y), r=5)
-        name = el("text", point.label, x=x_axis(point.x) + 9, y=y_axis(point.y) + 4, class_="name")
-        drawn.append(
-            el("g", el("title", says), dot, name, class_="point on-front" if point.on_front else "point", role="img",
-               aria_label=says)
-        )  # fmt: skip
-    return _drawing(title, x_title, y_title, [*_y_ticks(y_axis), *_x_ticks(x_axis), *drawn])
+        x, y = x_axis(point.x), y_axis(point.y)
+        left = x > (_LEFT + _WIDTH) / 2  # the name stands on the side that has more room
+        name = el("text", point.label, x=x - 9 if left else x + 9, y=y + 4, class_="name end" if left else "name")
+        kind = "point on-front" if point.on_front else "point"
+        drawn.append(el("g", el("title", point.says), el("circle", cx=x, cy=y, r=5), name, class_=kind))
+    marks = [*_y_ticks(y_axis), *_x_ticks(x_axis, write_x), *drawn]
+    return _drawing(title, x_title, y_title, marks, says="; ".join(point.says for point in kept))
 
 
 def format_small(value: float) -> str:
@@ -183,16 +190,16 @@ def format_small(value: float) -> str:
 def _y_ticks(axis: _Axis) -> list[Html]:
     return [
         el("g", el("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=axis(value), y2=axis(value)),
-           el("text", format_small(value), x=_LEFT - 6, y=axis(value) + 4, class_="tick end"), class_="grid", aria_hidden="true")
-        for value in axis.ticks()
+           el("text", text, x=_LEFT - 6, y=axis(value) + 4, class_="tick end"), class_="grid", aria_hidden="true")
+        for value, text in axis.ticks()
     ]  # fmt: skip
 
 
-def _x_ticks(axis: _Axis) -> list[Html]:
+def _x_ticks(axis: _Axis, write: Callable[[float], str] | None = None) -> list[Html]:
     return [
-        el("text", format_small(value), x=axis(value), y=_HEIGHT - _BOTTOM + 14, class_="tick", aria_hidden="true")
-        for value in axis.ticks()
-    ]
+        el("text", write(value) if write else text, x=axis(value), y=_HEIGHT - _BOTTOM + 20, class_="tick", aria_hidden="true")
+        for value, text in axis.ticks()
+    ]  # fmt: skip
 
 
 def _drawing(
@@ -201,24 +208,21 @@ def _drawing(
     y_title: str,
     marks: Sequence[Html],
     *,
-    class_: str = "",
+    class_: str | None = None,
     height: int = _HEIGHT,
     key: Html | None = None,
+    says: str | None = None,
 ) -> Html:
-    """A figure with its title and the names of its axes."""
+    """A figure with its title and the names of its axes.
+
+    With `says` it is one image to a screen reader, and those are its words; without it, each mark speaks for itself.
+    """
     names = [
-        el("text", x_title, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=height - 3, class_="axis"),
-        el(
-            "text",
-            y_title,
-            x=0,
-            y=0,
-            class_="axis",
-            transform=f"translate(12 {(_TOP + height - _BOTTOM) / 2}) rotate(-90)",
-        ),
+        el("text", x_title, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=height - 6, class_="axis", aria_hidden="true"),
+        el("text", y_title, x=2, y=20, class_="axis start", aria_hidden="true"),
     ]
+    role, label = ("group", title) if says is None else ("img", f"{title}: {says}")
     svg = el(
-        "svg", *marks, *names, viewBox=f"0 0 {_WIDTH} {height}", role="group", aria_label=title, class_=class_ or None
-    )
-    wide = el("div", svg, class_="wide", tabindex=0, role="region", aria_label=f"{title}, chart")
-    return el("figure", el("figcaption", title), wide, key or "")
+        "svg", *marks, *names, viewBox=f"0 0 {_WIDTH} {height}", role=role, aria_label=label, class_=class_
+    )  # fmt: skip
+    return el("figure", el("figcaption", title), svg, key or "")

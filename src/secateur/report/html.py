@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
+import re
 
-__all__ = ["Html", "el", "joined", "table"]
+__all__ = ["Html", "el", "joined", "table", "unbroken"]
 
 
 class Html(str):
@@ -42,13 +43,22 @@ def joined(*children: object) -> Html:
 def table(head: list[str], rows: list[list[object]], *, caption: str) -> Html:
     """A table whose first column names its rows; it scrolls sideways where it is too wide for the page."""
     body = [
-        el("tr", el("th", row[0], scope="row"), *(el("td", cell) for cell in row[1:]))
+        el(
+            "tr",
+            el("th", row[0], scope="row"),
+            *(el("td", cell if isinstance(cell, Html) else unbroken(str(cell))) for cell in row[1:]),
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     inner = el(
         "table",
         el("caption", caption),
         el("thead", el("tr", *(el("th", name, scope="col") for name in head))),
         el("tbody", *body),
     )
-    return el("div", inner, class_="wide", tabindex=0, role="region", aria_label=caption)
+    return el("div", inner, class_="wide", tabindex=0, role="group", aria_label=caption)
+
+
+def unbroken(text: str) -> str:
+    """A text whose figures stay on one line with their units: `12.5 %`, `134.5 M`, `538 MB`."""
+    return re.sub(r"(?<=\d) (?=(?:%|[KMB]|[kMG]B)(?!\w))", "\u00a0", text)

@@ -32,3 +32,11 @@ for (const part of document.querySelectorAll(".explore")) {
   }
   for (const button of buttons) button.addEventListener("click", () => arrange(button.dataset.order));
 }
+// What does not scroll is no stop on the way through the page by the tab key.
+const stops = new ResizeObserver((seen) => {
+  for (const { target } of seen) {
+    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    else target.removeAttribute("tabindex");
+  }
+});
+for (const part of document.querySelectorAll(".wide")) stops.observe(part);

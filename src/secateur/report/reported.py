@@ -1,0 +1,126 @@
+"""A run as its page needs it: the record and the plan that it left, and their figures in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import DataError
+from secateur.report.comparison import format_number
+
+__all__ = ["Quality", "ReportedRun", "load_run", "ratio", "verdict"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """How good a model is: by a task's metric, or by perplexity."""
+
+    metric: str
+    value: float
+    greater_is_better: bool
+
+    @classmethod
+    def on_task(cls, task: Mapping[str, Any]) -> Quality:
+        """What was measured on a task's test data."""
+        return cls(
+            metric=task["metric"].replace("_", " "),
+            value=float(task["value"]),
+            greater_is_better=bool(task["greater_is_better"]),
+        )
+
+    def write(self, value: float | None = None) -> str:
+        """The figure, or another one of the same metric: a share in thousandths."""
+        value = self.value if value is None else value
+        return f"{value:.3f}" if self.greater_is_better else format_number(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedRun:
+    """What a run left: its record and its plan."""
+
+    name: str
+    record: Mapping[str, Any]
+    plan: Mapping[str, Any]
+
+    @property
+    def dense(self) -> Mapping[str, Any]:
+        """What was measured of the dense model."""
+        return self.record["metrics"].get("dense") or {}
+
+    @property
+    def pruned(self) -> Mapping[str, Any]:
+        """What was measured of the pruned model."""
+        return self.record["metrics"].get("pruned") or {}
+
+    @property
+    def quality(self) -> Quality | None:
+        """How good the pruned model is, if that was measured."""
+        if "task" in self.pruned:
+            return Quality.on_task(self.pruned["task"])
+        perplexity = self.pruned.get("perplexity")
+        if perplexity is None:
+            return None
+        return Quality(metric="perplexity", value=float(perplexity), greater_is_better=False)
+
+
+def load_run(directory: str | Path) -> ReportedRun:
+    """The run whose checkpoint is at `directory`.
+
+    Raises:
+        DataError: if no record lies there, or it cannot be read.
+    """
+    about = Path(directory) / "secateur"
+    record, plan = (_mapping(about / f"{name}.json") for name in ("record", "plan"))
+    return ReportedRun(name=Path(directory).resolve().name, record=record, plan=plan)
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {**found}
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file} cannot be read; give a directory that secateur prune or tune made") from error
+
+
+def ratio(under: Mapping[str, Any], over: Mapping[str, Any], key: str) -> float | None:
+    """How many times as large a measurement is in `over`; None if one of them is not there."""
+    return over[key] / under[key] if over.get(key) and under.get(key) else None
+
+
+def verdict(run: ReportedRun) -> str:
+    """What was removed, what it cost and what it bought, in one sentence."""
+    record = run.record
+    removed = (
+        f"{len(record['dropped'])} of {record['model']['num_layers']} layers were removed by {record['method']['name']}"
+    )
+    return f"{removed}: {_cost(run)}{_bought(run)}."
+
+
+def _cost(run: ReportedRun) -> str:
+    quality, metrics = run.quality, run.record["metrics"]
+    if quality is not None and "task" in run.pruned:
+        other, against = "dense", "the dense model before its fine-tuning"
+        if "dense_tuned" in metrics:
+            other, against = "dense_tuned", "the dense model, fine-tuned alike,"
+        before = Quality.on_task(metrics[other]["task"])
+        return f"its {quality.metric} is {quality.write()}, where {against} has {before.write()}"
+    change = ratio(run.dense, run.pruned, "perplexity")
+    if change is None:
+        return "what it cost was not measured"
+    way = "rose" if change >= 1 else "fell"
+    before_and_after = (format_number(model["perplexity"]) for model in (run.dense, run.pruned))
+    percent = f"{100 * (change - 1):+.1f} %".replace("-", "−")
+    return f"perplexity {way} from {' to '.join(before_and_after)} ({percent})"
+
+
+def _bought(run: ReportedRun) -> str:
+    parts = []
+    size, speed = (ratio(run.dense, run.pruned, key) for key in ("num_parameters", "decode_tokens_per_second"))
+    if size is not None:
+        parts.append(f"{100 * (1 - size):.0f} % fewer parameters")
+    if speed is not None:
+        parts.append(f"{speed:.2f}× the speed of writing on this machine")
+    return f"; it has {' and '.join(parts)}" if parts else ""

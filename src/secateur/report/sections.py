@@ -1,0 +1,245 @@
+"""What the page says of one run, section by section: each is made from the record and the plan, or empty without them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from secateur.report.charts import Bar, bars, format_small, heat_map, lines
+from secateur.report.comparison import MISSING, compared, format_number, layer_ranges
+from secateur.report.html import Html, el, joined, table, unbroken
+from secateur.report.reported import Quality, ReportedRun, ratio, verdict
+
+__all__ = ["layers_of", "sections"]
+
+
+def sections(run: ReportedRun) -> list[Html]:
+    """The sections of the page, one after the other, without those that have nothing to say."""
+    parts = [
+        ("", _heading(run)),
+        ("Dense and pruned", _dense_and_pruned(run)),
+        ("Which layers", layers_of(run)),
+        ("How the choice came about", _evolution(run)),
+        ("Perplexity on the way", _on_the_way(run)),
+        ("Training", _training(run)),
+        ("Speed", _speed(run)),
+        ("What they write", _texts(run)),
+        ("Is it right?", _proof(run)),
+        ("Do it again", _again(run)),
+    ]
+    return [el("section", *([el("h2", name)] if name else []), content) for name, content in parts if content]
+
+
+# ---- what came of it -------------------------------------------------------------------------------------------------------
+
+
+def _heading(run: ReportedRun) -> Html:
+    return joined(
+        el("h1", run.name),
+        el("p", unbroken(verdict(run)), class_="verdict"),
+        el("p", "Removed (counted from 0): ", el("strong", layer_ranges(run.record["dropped"])), " of ",
+           el("code", Path(str(run.record["model"]["id"])).name), "."),
+    )  # fmt: skip
+
+
+def _dense_and_pruned(run: ReportedRun) -> Html:
+    rows: list[list[object]] = [
+        [row.metric, row.dense, row.pruned, row.change]
+        for row in compared(run.record["metrics"])
+        if (row.dense, row.pruned) != (MISSING, MISSING)
+    ]
+    return joined(table(["measured", "dense", "pruned", "change"], rows, caption="Both models"), _on_task(run))
+
+
+def _on_task(run: ReportedRun) -> Html:
+    tasks = {name: metrics["task"] for name, metrics in run.record["metrics"].items() if "task" in metrics}
+    if not tasks:
+        return Html("")
+    rows: list[list[object]] = []
+    for name, task in tasks.items():
+        quality = Quality.on_task(task)
+        interval = " to ".join(quality.write(bound) for bound in task["interval"])
+        rows.append([_TITLES.get(name, name), quality.write(), interval, f"{task['num_items']:,}"])
+    metric = Quality.on_task(tasks["pruned"]).metric
+    return table(["model", metric, "95 % interval", "items"], rows, caption="On the task's test data")
+
+
+_TITLES = {
+    "dense": "dense",
+    "dense_tuned": "dense, fine-tuned alike",
+    "cut": "cut, before recovery",
+    "pruned": "pruned",
+}
+
+
+# ---- how it came about -----------------------------------------------------------------------------------------------------
+
+
+def layers_of(run: ReportedRun) -> Html:
+    """The score of each layer and what becomes of it: bars to walk through, and the same as a table."""
+    scores, dropped, merges = run.record.get("scores"), set(run.record["dropped"]), run.plan.get("merges") or {}
+    if scores is None:
+        scores = [float(layer not in dropped) for layer in range(run.record["model"]["num_layers"])]
+        said = "The layers were given, or the method gives no scores: 1 is kept, 0 is dropped."
+    else:
+        said = "The larger the score, the more the method wants to keep the layer."
+    marks, rows = [], []
+    for layer, score in enumerate(scores):
+        value = math.nan if score is None else float(score)
+        kind, state = "kept", "kept"
+        if layer in dropped:
+            target = merges.get(str(layer))
+            kind = "dropped" if target is None else "dropped merged"
+            state = "dropped" if target is None else f"dropped, merged into layer {target}"
+        shown = "none" if math.isnan(value) else format_small(value)
+        marks.append(Bar(label=str(layer), value=value, says=f"layer {layer}: score {shown}, {state}", kind=kind))
+        rows.append([layer, shown, state])
+    chart = bars(marks, title="Score of each layer", x_title="layer", y_title="score")
+    detail = el("p", "Point at a bar, or walk through them with the arrow keys.", class_="detail")
+    scored = table(["layer", "score", "what becomes of it"], rows, caption="Scores")
+    listed = el("details", el("summary", "As a table"), scored)
+    return el("div", el("p", said), _orders(), chart, _key(merged=bool(merges)), detail, listed, class_="explore")
+
+
+def _orders() -> Html:
+    """The buttons that put the bars in an order."""
+    return el(
+        "p",
+        el("button", "by layer", type="button", data_order="place", aria_pressed="true"),
+        " ",
+        el("button", "by score", type="button", data_order="value", aria_pressed="false"),
+        class_="controls",
+    )
+
+
+def _key(*, merged: bool) -> Html:
+    states = [("kept", "kept"), ("dropped", "dropped"), *([("merged", "dropped and merged")] if merged else [])]
+    return el("ul", *(el("li", words, class_=f"key-{state}") for state, words in states), class_="key")
+
+
+def _evolution(run: ReportedRun) -> Html:
+    about = run.plan.get("provenance") or {}
+    gates, steps = about.get("weights_by_round"), about.get("scores_by_step")
+    if gates:
+        return joined(
+            el("p", "The weight of each layer, a row a step of its learning; the stronger, the larger."),
+            heat_map(gates, title="Weights of the layers", x_title="layer", y_title="step"),
+        )
+    if not steps:
+        return Html("")
+    stability = about.get("stability")
+    said = "" if stability is None else (
+        f" Between the scores of the first and of the second half of the steps Kendall's tau is {stability:.2f}"
+        + (": low, so that another run may choose others." if stability < 0.5 else ".")
+    )  # fmt: skip
+    return joined(
+        el("p", "The score of each layer, a row a step, each by its own largest; the stronger, the larger." + said),
+        heat_map(steps, title="Scores of the layers as the steps went on", x_title="layer", y_title="step"),
+    )
+
+
+def _on_the_way(run: ReportedRun) -> Html:
+    metrics, preparation = run.record["metrics"], run.record.get("preparation") or {}
+    stages = {
+        "dense": run.dense.get("perplexity"),
+        "before the cut": preparation.get("perplexity_before_cut"),
+        "cut": (metrics.get("cut") or {}).get("perplexity"),
+        "pruned": run.pruned.get("perplexity"),
+    }
+    marks = [
+        Bar(label=name, value=value, says=f"{name}: {format_number(value)}", kind="kept" if name == "dense" else "stage")
+        for name, value in stages.items()
+        if value is not None
+    ]  # fmt: skip
+    if len(marks) < 3:
+        return Html("")
+    return bars(marks, title="Perplexity, stage by stage", x_title="", y_title="perplexity")
+
+
+def _training(run: ReportedRun) -> Html:
+    record, drawn = run.record, []
+    preparation = (record.get("preparation") or {}).get("training") or {}
+    for name, report in (
+        ("Before the cut", preparation),
+        ("Recovery after the cut", record.get("recovery") or {}),
+        ("Fine-tuning", record.get("training") or {}),
+    ):
+        points = [
+            (each.get("step", place), each["loss"])
+            for place, each in enumerate(report.get("losses") or ())
+            if "loss" in each
+        ]
+        if len(points) > 1:
+            drawn.append(lines([("loss", points)], title=f"{name}: loss", x_title="step", y_title="loss"))
+        scores = [(each["step"], each["score"]) for each in report.get("validation") or ()]
+        if len(scores) > 1:
+            drawn.append(lines([("score", scores)], title=f"{name}: validation", x_title="step", y_title="score"))
+    return joined(*drawn)
+
+
+def _speed(run: ReportedRun) -> Html:
+    dense, pruned = run.dense, run.pruned
+    ideal = ratio(pruned, dense, "num_parameters")
+    rows: list[list[object]] = []
+    for key, name in (("prefill_tokens_per_second", "reading a prompt"), ("decode_tokens_per_second", "writing")):
+        faster = ratio(dense, pruned, key)
+        if faster is not None:
+            rows.append([name, format_number(dense[key]), format_number(pruned[key]), f"{faster:.2f}×",
+                         MISSING if ideal is None else f"{ideal:.2f}×"])  # fmt: skip
+    if not rows:
+        return Html("")
+    note = (
+        "The ideal is the ratio of the parameters. One sequence, measured in turn; secateur bench measures more, against "
+        "operations and bytes."
+    )
+    head = ["what it does", "dense, tokens/s", "pruned, tokens/s", "faster by", "ideal"]
+    return joined(table(head, rows, caption="Tokens per second on this machine"), el("p", note))
+
+
+def _texts(run: ReportedRun) -> Html:
+    texts = run.record.get("generations")
+    if not texts:
+        return Html("")
+    rows = [
+        [prompt, *(el("span", _readable(text)) for text in pair)]
+        for prompt, *pair in zip(texts["prompts"], texts["dense"], texts["pruned"], strict=True)
+    ]
+    return table(["prompt", "dense", "pruned"], rows, caption="Continuations, the likeliest token each time")
+
+
+def _proof(run: ReportedRun) -> Html:
+    proof = run.record.get("proof")
+    if not proof:
+        return Html("")
+    return el(
+        "p",
+        f"Loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} of those of "
+        f"the model it was made from (rounding explains {proof['tolerance']:.2g}), and {proof['generated_tokens']} tokens "
+        "generated with a cache agree with those generated without.",
+    )
+
+
+def _again(run: ReportedRun) -> Html:
+    record = run.record
+    data = record.get("data") or {}
+    texts = [("calibration text", data)] if "spec" in data else list(data.items())
+    texts += [("evaluation text", record["eval_data"])] if record.get("eval_data") else []
+    rows: list[list[object]] = [["seed", record.get("seed")], ["made", record.get("created")]]
+    rows += [[name, f"{text.get('spec')}, fingerprint {text.get('fingerprint')}"] for name, text in texts]
+    rows += [["revision of the model", record["model"]["revision"]]] if record["model"].get("revision") else []
+    if record.get("peak_memory_bytes"):
+        rows.append(["most memory", f"{record['peak_memory_bytes'] / 1e9:.2f} GB"])
+    rows += [[name, value] for name, value in (record.get("versions") or {}).items()]
+    seconds = [[name, f"{value:.1f}"] for name, value in (record.get("timings") or {}).items()]
+    return joined(
+        el("pre", el("code", record["command"])),
+        el("details", el("summary", "With what"), table(["what", "which"], rows, caption="What the run used")),
+        el(
+            "details", el("summary", "How long each stage took"), table(["stage", "seconds"], seconds, caption="Stages")
+        ),
+    )
+
+
+def _readable(text: str) -> str:
+    """Control characters as spaces: HTML has none."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
