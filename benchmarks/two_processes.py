@@ -1,20 +1,24 @@
 """Does it matter how many processes do the work? Every phase in one, in two (DDP), and in two that shard (FSDP2).
 
     python benchmarks/two_processes.py run     # a quarter of an hour on two cores; writes results/two_processes.json
+    python benchmarks/two_processes.py deaths  # the second part alone, anew
     python benchmarks/two_processes.py tables  # rewrites the tables in docs/scaling.md
 
 The phases are those of `tests/processes/phases.py`, on a random Llama of six layers, float32, by gloo on CPUs. There accelerate
 does not shard, so it is told that the processes have GPUs (`tests/processes/fsdp_on_cpu.py`); what then runs is PyTorch's FSDP2.
-Then one of two processes fails on entering each stage of a `prune` (`tests/processes/dying.py`).
+Then one of two processes fails on entering each stage of a `prune` (`tests/processes/dying.py`), and the run goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,20 +35,36 @@ _ONE_ONLY = ("cut and prove", "measure pruned")  # the first process alone does 
 
 def run() -> None:
     """Do everything, and write it down."""
+    with scratch() as folder:
+        write({
+            "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
+            "phases": phases(folder), "deaths": all_deaths(folder),
+        })  # fmt: skip
+
+
+def deaths() -> None:
+    """Do what fails, and write it down beside what there is."""
+    with scratch() as folder:
+        write(json.loads(RESULT.read_text(encoding="utf-8")) | {"deaths": all_deaths(folder)})
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder with a model and texts, gone afterwards."""
     from launching import write_inputs
 
     from conftest import ascii_tokenizer, tiny_llama
 
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         write_inputs(folder)
         tiny_llama().save_pretrained(folder / "checkpoint")
         ascii_tokenizer().save_pretrained(folder / "checkpoint")
-        result = {
-            "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
-            "phases": phases(folder),
-            "deaths": [death(folder, stage, how) for stage in STAGES for how in ("error", "killed")],
-        }
+        yield folder
+
+
+def write(result: dict[str, Any]) -> None:
+    """The result file, and the page."""
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     tables()
 
@@ -63,29 +83,51 @@ def phases(folder: Path) -> dict[str, dict[str, Any]]:
     return {phase: {name: rows[slug(phase)] for name, rows in found.items()} for phase in PHASES}
 
 
-def death(folder: Path, stage: str, how: str) -> dict[str, Any]:
-    """What one process that fails leaves, and what is said."""
-    from launching import launched
+def all_deaths(folder: Path) -> list[dict[str, Any]]:
+    """Each stage, by an error and by a signal."""
+    pruned(folder, "0", "none", "error")
+    expected = written(folder)
+    return [death(folder, stage, how, expected) for stage in STAGES for how in ("error", "killed")]
 
+
+def death(folder: Path, stage: str, how: str, expected: dict[str, str]) -> dict[str, Any]:
+    """What one process that fails leaves, what is said, and whether the run that goes on ends as one that nothing disturbed."""
     rank = "0" if stage in _ONE_ONLY else "1"
-    out = folder / "deaths" / "out"
-    shutil.rmtree(out.parent, ignore_errors=True)
-    out.parent.mkdir()
-    words = [
-        "prune", str(folder / "checkpoint"), "--drop=2", f"--data={folder / 'train.txt'}", f"--out={out}", "--recover=full",
-        "--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=2",
-    ]  # fmt: skip
+    shutil.rmtree(folder / "deaths")
     start = time.monotonic()
-    done = launched("dying.py", rank, stage, how, *words, processes=2)
-    return {
+    done = pruned(folder, rank, stage, how)
+    found = {
         "stage": stage,
         "how": how,
         "rank": int(rank),
         "exit": done.returncode,
         "said": [line for line in done.stderr.splitlines() if line.startswith("error: ")],
-        "left": sorted(file.name for file in out.parent.iterdir()),
+        "left": sorted(file.name for file in (folder / "deaths").iterdir()),
         "seconds": round(time.monotonic() - start, 1),
     }
+    again = ["--resume"] if (folder / "deaths" / "out.work").exists() else []
+    done = pruned(folder, rank, "none", how, *again)
+    clean = [file.name for file in (folder / "deaths").iterdir()] == ["out"]
+    return found | {"equal": done.returncode == 0 and clean and written(folder) == expected}
+
+
+def pruned(folder: Path, rank: str, stage: str, how: str, *more: str) -> Any:
+    """Two processes prune, of which one may fail."""
+    from launching import launched
+
+    (folder / "deaths").mkdir(exist_ok=True)
+    words = [
+        "prune", str(folder / "checkpoint"), "--drop=2", f"--data={folder / 'train.txt'}", f"--out={folder / 'deaths' / 'out'}",
+        "--recover=full", "--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=2", *more,
+    ]  # fmt: skip
+    return launched("dying.py", rank, stage, how, *words, processes=2)
+
+
+def written(folder: Path) -> dict[str, str]:
+    """What must be equal: the files of the checkpoint that are no prose, by their hash."""
+    out = folder / "deaths" / "out"
+    files = [file for file in out.iterdir() if file.suffix in (".safetensors", ".json")] if out.exists() else []
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def tables() -> None:
@@ -105,12 +147,18 @@ def made_anew(page: str) -> str:
     ]
     header = ["phase", "DDP: same plan", "figures", "weights", "FSDP2: same plan", "figures", "weights"]
     deaths = [
-        [row["stage"], row["how"], "; ".join(row["said"]) or "(the launcher's report)", beside(row["left"])]
+        [
+            row["stage"],
+            row["how"],
+            "; ".join(row["said"]) or "(the launcher's report)",
+            beside(row["left"]),
+            "yes" if row["equal"] else "**no**",
+        ]
         for row in result["deaths"]
     ]
     made = {
         "phases": markdown(header, rows, words=2),
-        "deaths": markdown(["stage", "how", "said", "left"], deaths, words=4),
+        "deaths": markdown(["stage", "how", "said", "left", "equal"], deaths, words=4),
     }
     return with_tables(page, made.get)
 
@@ -132,4 +180,4 @@ def beside(left: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    {"run": run, "tables": tables}[sys.argv[1]]()
+    {"run": run, "deaths": deaths, "tables": tables}[sys.argv[1]]()
