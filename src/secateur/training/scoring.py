@@ -114,6 +114,7 @@ def score_layers(
     total = total_steps or math.ceil(len(rows) / settings.scoring_batch)
     steps = settings.num_scoring_steps(total)
     callback = IGIACallback(steps, gradients=settings.gradients, stop=True, keep_factors=keep_factors)
+    callback.warns = False
     tuning = FineTuning(
         train=settings.gradients,
         learning_rate=settings.scoring_rate,
