@@ -75,7 +75,11 @@ class ByHand:
         self.windows = windows_of(self.task.train, tokenizer, sequence_length=256, num_sequences=128)
         decoder, about = Decoder(self.model), tuning.Run(seed=SEED)
         steps = tuned.num_steps(len(self.rows))
-        self.plan = plan or METHOD.plan_on_task(decoder, self.rows, self.windows, drop=2, run=about, total_steps=steps)
+        on_task: dict[str, Any] = {"run": about, "total_steps": steps}
+        if plan is None:
+            self.plan = METHOD.plan_on_task(decoder, self.rows, self.windows, drop=2, **on_task)
+        else:
+            self.plan = METHOD.completed(plan, decoder, self.windows, rows=self.rows, **on_task)
         METHOD.prepare_(decoder, self.windows, self.plan, run=about)
         remove_layers_(self.model, self.plan.dropped)
         self.start = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
@@ -250,7 +254,9 @@ def test_given_layers_are_those_that_go(tiny_checkpoint: Path, data: str, tmp_pa
             assert torch.equal(weight, dense.model.layers[old].get_parameter(name))
 
 
-def test_given_layers_are_merged_by_the_scores_of_the_method(tiny_checkpoint: Path, data: str, tmp_path: Path) -> None:
+def test_given_layers_are_merged_by_the_scores_of_the_method_on_the_task(
+    tiny_checkpoint: Path, data: str, tmp_path: Path
+) -> None:
     tuned = settings("full", max_steps=1)
     result = run(tiny_checkpoint, data, tmp_path / "out", target=Target(layers=(4, 1)), tuning=tuned)
     plan = PruningPlan(num_layers=6, order=(4, 1), method="given")
@@ -505,6 +511,7 @@ def test_directory_of_somebody_else_in_the_place_of_the_work_is_refused_and_left
         ({"method": "gradprune"}, RequestError, "unknown method 'gradprune'; did you mean 'gradpruner'"),
         ({"task": TaskSettings(data="nowhere.jsonl")}, DataError, "nowhere.jsonl"),
         ({"task": TaskSettings(data="EMPTY")}, DataError, "is empty"),
+        ({"merge_adapters": True}, RequestError, "full training has no adapters to merge"),
         ({"metric": "acuracy"}, RequestError, "unknown metric 'acuracy'; choose one of auto, accuracy"),
         ({"tuning": settings("full", trainer={"optim": "no-such"})}, RequestError, "trainer options: .*no-such"),
         ({"tuning": settings("full", max_length=3)}, DataError, "completion ' (even|odd)' has [45] tokens"),

@@ -21,7 +21,7 @@ from secateur.decoder import Decoder, unwrapped
 from secateur.errors import ProofError, RequestError
 from secateur.evaluation.intervals import TaskResult, paired_difference
 from secateur.evaluation.memory import PeakMemory
-from secateur.evaluation.tasks import Metric, task_score
+from secateur.evaluation.tasks import Metric, check_metric, task_score
 from secateur.loading import autocast_dtype, load_model, load_tokenizer
 from secateur.methods import Method, Run, method_named
 from secateur.methods.gradpruner import GradPruner
@@ -271,12 +271,15 @@ def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
     Raises:
         RequestError: if it cannot be fine-tuned or pruned so.
     """
+    if asked.merge_adapters and asked.tuning.train != "lora":
+        raise RequestError("full training has no adapters to merge; choose train lora, or leave merge_adapters out")
     if asked.metric == "generation" and sharded():
         raise RequestError(
             "texts of different lengths cannot be written by a model in parts (FSDP); choose another --metric, or DDP"
         )
     tokenizer = load_tokenizer(asked.source, revision=asked.revision, trust_remote_code=asked.trust_remote_code)
     data = asked.task.load(tokenizer, asked.seed)
+    check_metric(asked.metric, data.test)
     decoder = Decoder(asked.load_model())
     num_to_drop(asked.target, decoder)
     rows = rows_of(data.train, decoder.model, tokenizer, max_length=asked.tuning.max_length)
@@ -326,14 +329,15 @@ def _pruned_start_(
     proof_ids = windows.take(2).input_ids
 
     def make_() -> dict[str, Any]:
+        steps = asked.tuning.num_steps(len(bench.rows))
         if asked.target.layers is None:
             plan = method.plan_on_task(
                 decoder, bench.rows, windows, drop=num_to_drop(asked.target, decoder), run=bench.run,
-                total_steps=asked.tuning.num_steps(len(bench.rows)),
+                total_steps=steps,
             )  # fmt: skip
         else:
             given = method.given(asked.target.layers, decoder.num_layers)
-            plan = method.completed(given, decoder, windows, bench.run)
+            plan = method.completed(given, decoder, windows, bench.run, rows=bench.rows, total_steps=steps)
         plan = agreed_plan(plan)
         preparation = method.prepare_(decoder, windows, plan, run=bench.run) if method.prepares else {}
         expected = bypassed_logits(decoder, plan.dropped, proof_ids)
