@@ -44,10 +44,11 @@ from secateur.stages import (
 )
 from secateur.surgery.checkpoint import Proof, bypassed_logits
 from secateur.surgery.live import remove_layers_
+from secateur.surgery.names import new_numbers
 from secateur.surgery.output import check_output, new_directory
 from secateur.surgery.weights import num_bytes
 from secateur.training.checkpoints import Keeping
-from secateur.training.lora import gradient_checkpointing_quietly
+from secateur.training.lora import adapters_of_kept, gradient_checkpointing_quietly
 from secateur.training.precision import Stored, in_float32, round_back_, to_float32_
 from secateur.training.rows import Rows, rows_of
 from secateur.training.supervised import FineTuning, check_fine_tuning, fine_tune_
@@ -66,6 +67,7 @@ def tune(
     metric: Metric = "auto",
     merge_adapters: bool = False,
     tune_dense: bool = False,
+    continue_adapters: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_minutes: float = 5.0,
@@ -91,6 +93,8 @@ def tune(
         metric: what is measured: `auto`, `accuracy`, `perplexity`, `generation`.
         merge_adapters: with LoRA, write one plain checkpoint instead.
         tune_dense: fine-tune the dense model alike first, for comparison.
+        continue_adapters: with LoRA and `gradpruner`, go on from the scoring's adapters of the layers that stay, which are
+            discarded otherwise. The two have one rank and one scale.
         overwrite: replace a checkpoint that is at `out`.
         resume: go on with the run that was interrupted.
         checkpoint_minutes: checkpoints are written between epochs as well where as much work would be lost otherwise; 0 is after
@@ -113,6 +117,7 @@ def tune(
         source=source, task=task, target=target, tuning=tuning or FineTuning(), metric=metric, dtype=dtype,
         method=method_named(method)() if isinstance(method, str) else method, precision=precision, revision=revision,
         seed=seed, trust_remote_code=trust_remote_code, merge_adapters=merge_adapters, tune_dense=tune_dense,
+        continue_adapters=continue_adapters,
     )  # fmt: skip
     stages = Stages(Logged(progress or Silent()))
     if resume and by_first(lambda: finished(out)):
@@ -136,7 +141,8 @@ def tune(
             plan, preparation, proof_ids = _pruned_start_(asked, bench, decoder, work)
         stages.progress.note(f"layers dropped: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
         with stages.stage("fine-tune"):
-            tuned, training = bench.fine_tune_(model, work.training("start"))
+            adapters = work.kept_adapters() if continue_adapters else None
+            tuned, training = bench.fine_tune_(model, work.training("start"), adapters=adapters)
 
         def written() -> tuple[Proof, dict[str, Any]]:
             with new_directory(out, overwrite=overwrite, needs=num_bytes(unwrapped(tuned))) as directory:
@@ -186,6 +192,7 @@ class _Asked:
     metric: Metric
     merge_adapters: bool
     tune_dense: bool
+    continue_adapters: bool
     dtype: str
     precision: str
     revision: str | None
@@ -198,7 +205,7 @@ class _Asked:
             model=str(self.source), method={"name": self.method.name, **self.method.options()}, task=asdict(self.task),
             target=asdict(self.target), tuning=asdict(self.tuning), metric=self.metric, dtype=self.dtype,
             precision=self.precision, revision=self.revision, seed=self.seed, tune_dense=self.tune_dense,
-            merge_adapters=self.merge_adapters,
+            merge_adapters=self.merge_adapters, continue_adapters=self.continue_adapters,
         )  # fmt: skip
 
     @property
@@ -241,13 +248,19 @@ class _Workbench:
             "num_layers": layers, "num_parameters": count_parameters(model), "task": result.describe(),
         }  # fmt: skip
 
-    def fine_tune_(self, model: Any, keeping: Keeping, description: str = "fine-tuning") -> tuple[Any, dict[str, Any]]:
+    def fine_tune_(
+        self,
+        model: Any,
+        keeping: Keeping,
+        description: str = "fine-tuning",
+        adapters: dict[str, torch.Tensor] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
         """Fine-tune, and keep the epoch that is best on the validation examples; `dense` was measured before."""
         return fine_tune_(
             Decoder(model), self.rows, settings=self.tuning, work=keeping.folder, checkpoint_minutes=keeping.minutes,
             validate=lambda trained: {"score": self._score(trained, self.data.validation).value},
             greater_is_better=self.results["dense"].greater_is_better, precision=self.run.precision,
-            seed=self.run.seed, progress=self.run.progress, description=description,
+            seed=self.run.seed, progress=self.run.progress, description=description, adapters=adapters,
         )  # fmt: skip
 
     def differences(self) -> dict[str, Any]:
@@ -271,8 +284,7 @@ def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
     Raises:
         RequestError: if it cannot be fine-tuned or pruned so.
     """
-    if asked.merge_adapters and asked.tuning.train != "lora":
-        raise RequestError("full training has no adapters to merge; choose train lora, or leave merge_adapters out")
+    _check_adapters(asked)
     if asked.metric == "generation" and sharded():
         raise RequestError(
             "texts of different lengths cannot be written by a model in parts (FSDP); choose another --metric, or DDP"
@@ -288,6 +300,28 @@ def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
     return decoder, _Workbench(
         tokenizer=tokenizer, data=data, rows=rows, tuning=asked.tuning, metric=asked.metric, run=run
     )
+
+
+def _check_adapters(asked: _Asked) -> None:
+    method, tuning = asked.method, asked.tuning
+    if asked.merge_adapters and tuning.train != "lora":
+        raise RequestError("full training has no adapters to merge; choose train lora, or leave merge_adapters out")
+    if not asked.continue_adapters:
+        return
+    if (
+        tuning.train != "lora"
+        or not isinstance(method, GradPruner)
+        or method.gradients != "lora"
+        or asked.target.layers
+    ):
+        raise RequestError(
+            "continue_adapters is for train lora after a scoring of gradpruner with LoRA's gradients; leave it out"
+        )
+    if (method.scoring_rank, method.scoring_alpha) != (tuning.lora_rank, tuning.lora_alpha):
+        raise RequestError(
+            f"the scoring's adapters have rank {method.scoring_rank} and alpha {method.scoring_alpha}, the fine-tuning's "
+            f"{tuning.lora_rank} and {tuning.lora_alpha}; choose the same to go on with them"
+        )
 
 
 def _preflight(asked: _Asked, bench: _Workbench, decoder: Decoder) -> str:
@@ -339,6 +373,9 @@ def _pruned_start_(
             given = method.given(asked.target.layers, decoder.num_layers)
             plan = method.completed(given, decoder, windows, bench.run, rows=bench.rows, total_steps=steps)
         plan = agreed_plan(plan)
+        if asked.continue_adapters:
+            new_of = new_numbers(plan.num_layers, plan.dropped)
+            work.keep_adapters(adapters_of_kept(plan.evidence.adapters, decoder.path, new_of))
         preparation = method.prepare_(decoder, windows, plan, run=bench.run) if method.prepares else {}
         expected = bypassed_logits(decoder, plan.dropped, proof_ids)
         remove_layers_(model, plan.dropped)

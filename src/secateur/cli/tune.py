@@ -45,6 +45,10 @@ def add_options(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--merge_adapters", action="store_true", help="with --train lora, write one plain checkpoint")
     parser.add_argument("--tune_dense", action="store_true", help="fine-tune the dense model alike, for comparison")
+    parser.add_argument(
+        "--continue_adapters", action="store_true",
+        help="with --train lora, go on from the scoring's adapters of the layers that stay (published: they are discarded)",
+    )  # fmt: skip
     add_resume(parser)
     add_method(parser, default="gradpruner")
     add_target(parser)
@@ -71,6 +75,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         metric=options["metric"],
         merge_adapters=options["merge_adapters"],
         tune_dense=options["tune_dense"],
+        continue_adapters=options["continue_adapters"],
         overwrite=options["overwrite"],
         **resume_of(options),
         **loading_of(options),

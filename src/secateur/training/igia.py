@@ -64,6 +64,8 @@ class IGIA:
         self.gradients = gradients
         self.num_steps = 0
         self.num_skipped = 0
+        self.adapters: dict[str, Tensor] = {}
+        """What was trained meanwhile, by peft's names, where whoever trained it left it here."""
         find = low_rank_weights if gradients == "lora" else full_weights
         self._weights = {
             (weight.layer, weight.name): weight

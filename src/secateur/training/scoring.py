@@ -103,12 +103,13 @@ def score_layers(
         progress: told of each step.
 
     Returns:
-        The callback that watched.
+        The callback that watched; what it accumulated has the adapters, too.
 
     Raises:
         TrainingDivergedError: if the loss stops being finite; the model is as it was.
     """
     from secateur.training.igia import IGIACallback
+    from secateur.training.lora import trainable
     from secateur.training.supervised import fine_tune_
 
     total = total_steps or math.ceil(len(rows) / settings.scoring_batch)
@@ -131,6 +132,7 @@ def score_layers(
             progress=progress, description="scoring the layers", shown_steps=steps, save=False,
         )  # fmt: skip
         if settings.gradients == "lora":
+            callback.accumulated().adapters = trainable(trained)
             trained.unload()
     return callback
 
