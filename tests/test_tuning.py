@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from secateur import resumption, stages, tuning
 from secateur.data.task import TaskSettings, windows_of
 from secateur.decoder import Decoder
 from secateur.errors import DataError, OutputError, PlanError, ProofError, RequestError
+from secateur.evaluation import similarity
 from secateur.evaluation.intervals import paired_difference
 from secateur.evaluation.tasks import task_score
 from secateur.methods.gradpruner import GradPruner
@@ -501,6 +503,25 @@ def test_directory_of_somebody_else_in_the_place_of_the_work_is_refused_and_left
     assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
 
 
+def test_answers_are_no_longer_than_asked_for(
+    tiny_checkpoint: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[str] = []
+
+    class Scorer:
+        def score(self, _reference: str, answer: str) -> dict[str, Any]:
+            answers.append(answer)
+            return {"rougeL": SimpleNamespace(fmeasure=1.0 / len(answers))}
+
+    monkeypatch.setattr(similarity, "_rouge_scorer", Scorer)
+    monkeypatch.setattr(similarity, "_bert_scores", lambda *_: None)
+    tuned = settings("lora", max_steps=1)
+    result = run(tiny_checkpoint, data, tmp_path / "out", metric="generation", max_new_tokens=3, tuning=tuned)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    assert max(len(tokenizer.encode(answer, add_special_tokens=False)) for answer in answers) == 3
+    assert result.record["metrics"]["pruned"]["task"]["metric"] == "rouge_l"
+
+
 @pytest.fixture(scope="module")
 def going_on() -> dict[str, Any]:
     method = GradPruner(**QUICK, scoring_alpha=32, merge="none")
@@ -548,6 +569,9 @@ def test_run_that_goes_on_from_the_scorings_adapters_is_resumed_to_the_same_byte
         stop(monkeypatch, tuning._Workbench, "fine_tune_", after=False)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_checkpoint, data, tmp_path / "out", **going_on)
+    kept = load_file(work_directory(tmp_path / "out") / "adapters.safetensors")
+    assert kept
+    assert all(".lora_" in name for name in kept)
     result = run(tiny_checkpoint, data, tmp_path / "out", resume=True, **going_on)
     for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (result.path / file).read_bytes() == (whole.path / file).read_bytes()

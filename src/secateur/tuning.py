@@ -65,6 +65,7 @@ def tune(
     method: Method | str = "gradpruner",
     tuning: FineTuning | None = None,
     metric: Metric = "auto",
+    max_new_tokens: int = 128,
     merge_adapters: bool = False,
     tune_dense: bool = False,
     continue_adapters: bool = False,
@@ -91,6 +92,7 @@ def tune(
         method: chooses the layers, and merges; with its settings, or its name.
         tuning: how to fine-tune.
         metric: what is measured: `auto`, `accuracy`, `perplexity`, `generation`.
+        max_new_tokens: the most tokens that are written of an answer, for the metric `generation`.
         merge_adapters: with LoRA, write one plain checkpoint instead.
         tune_dense: fine-tune the dense model alike first, for comparison.
         continue_adapters: with LoRA and `gradpruner`, go on from the scoring's adapters of the layers that stay, which are
@@ -117,7 +119,7 @@ def tune(
         source=source, task=task, target=target, tuning=tuning or FineTuning(), metric=metric, dtype=dtype,
         method=method_named(method)() if isinstance(method, str) else method, precision=precision, revision=revision,
         seed=seed, trust_remote_code=trust_remote_code, merge_adapters=merge_adapters, tune_dense=tune_dense,
-        continue_adapters=continue_adapters,
+        continue_adapters=continue_adapters, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     stages = Stages(Logged(progress or Silent()))
     if resume and by_first(lambda: finished(out)):
@@ -190,6 +192,7 @@ class _Asked:
     target: Target
     tuning: FineTuning
     metric: Metric
+    max_new_tokens: int
     merge_adapters: bool
     tune_dense: bool
     continue_adapters: bool
@@ -206,6 +209,7 @@ class _Asked:
             target=asdict(self.target), tuning=asdict(self.tuning), metric=self.metric, dtype=self.dtype,
             precision=self.precision, revision=self.revision, seed=self.seed, tune_dense=self.tune_dense,
             merge_adapters=self.merge_adapters, continue_adapters=self.continue_adapters,
+            max_new_tokens=self.max_new_tokens,
         )  # fmt: skip
 
     @property
@@ -234,6 +238,7 @@ class _Workbench:
     rows: Rows
     tuning: FineTuning
     metric: Metric
+    max_new_tokens: int
     run: Run
     results: dict[str, TaskResult] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -274,7 +279,13 @@ class _Workbench:
 
     def _score(self, model: Any, examples: Examples, progress: Progress | None = None) -> TaskResult:
         return task_score(
-            model, self.tokenizer, examples, self.metric, max_length=self.tuning.max_length, progress=progress
+            model,
+            self.tokenizer,
+            examples,
+            self.metric,
+            max_length=self.tuning.max_length,
+            max_new_tokens=self.max_new_tokens,
+            progress=progress,
         )
 
 
@@ -298,7 +309,13 @@ def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
     run = Run(seed=asked.seed, precision=autocast_dtype(asked.precision, decoder.device), progress=progress)
     check_fine_tuning(decoder, asked.tuning, len(rows), validated=True, precision=run.precision)
     return decoder, _Workbench(
-        tokenizer=tokenizer, data=data, rows=rows, tuning=asked.tuning, metric=asked.metric, run=run
+        tokenizer=tokenizer,
+        data=data,
+        rows=rows,
+        tuning=asked.tuning,
+        metric=asked.metric,
+        max_new_tokens=asked.max_new_tokens,
+        run=run,
     )
 
 

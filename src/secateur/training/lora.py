@@ -16,13 +16,13 @@ from secateur.errors import RequestError
 from secateur.surgery.names import renumbered
 
 __all__ = [
+    "adapters_of",
     "adapters_of_kept",
     "attach_lora",
     "gradient_checkpointing_quietly",
     "linear_weights",
     "lora_config",
     "take_over_",
-    "trainable",
 ]
 
 
@@ -139,9 +139,9 @@ def attach_lora(decoder: Decoder, *, rank: int, alpha: int, dropout: float = 0.0
     return model
 
 
-def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that are trained, by name: of a model that `attach_lora` wrapped its adapters."""
-    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+def adapters_of(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters of a model that `attach_lora` wrapped, by name, not copied."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if ".lora_" in name}
 
 
 def adapters_of_kept(adapters: Mapping[str, Tensor], path: str, new_of: Mapping[int, int]) -> dict[str, Tensor]:
@@ -159,7 +159,7 @@ def adapters_of_kept(adapters: Mapping[str, Tensor], path: str, new_of: Mapping[
 @torch.no_grad()
 def take_over_(model: nn.Module, adapters: Mapping[str, Tensor]) -> None:
     """Give a model that `attach_lora` wrapped the adapters of another, of the same rank."""
-    for name, weight in trainable(model).items():
+    for name, weight in adapters_of(model).items():
         weight.copy_(adapters[name])
 
 

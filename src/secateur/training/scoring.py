@@ -109,7 +109,7 @@ def score_layers(
         TrainingDivergedError: if the loss stops being finite; the model is as it was.
     """
     from secateur.training.igia import IGIACallback
-    from secateur.training.lora import trainable
+    from secateur.training.lora import adapters_of
     from secateur.training.supervised import fine_tune_
 
     total = total_steps or math.ceil(len(rows) / settings.scoring_batch)
@@ -132,7 +132,7 @@ def score_layers(
             progress=progress, description="scoring the layers", shown_steps=steps, save=False,
         )  # fmt: skip
         if settings.gradients == "lora":
-            callback.accumulated().adapters = trainable(trained)
+            callback.accumulated().adapters = adapters_of(trained)
             trained.unload()
     return callback
 
