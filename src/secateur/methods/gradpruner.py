@@ -130,9 +130,11 @@ class GradPruner(Scoring, Method):
         """With the evidence and the merges, scored now where the plan has none: it is from a file, or of given layers."""
         if not self._merges_any() or plan.evidence is not None:
             return plan
-        again = self.plan_on_task(
-            decoder, rows or rows_of_windows(data), data, drop=len(plan.order), run=run, total_steps=total_steps
-        )
+        drop = len(plan.order)
+        if rows is None:
+            again = self.plan(decoder, data, drop=drop, run=run)
+        else:
+            again = self.plan_on_task(decoder, rows, data, drop=drop, run=run, total_steps=total_steps)
         scores = list(again.scores or ())  # of layers given by hand the order says nothing
         order = tuple(sorted(plan.order, key=scores.__getitem__))
         merges = plan.merges or self._targets(order, plan.num_layers)
