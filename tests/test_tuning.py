@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from interrupts import stop
@@ -18,6 +20,7 @@ from secateur import resumption, stages, tuning
 from secateur.data.task import TaskSettings, windows_of
 from secateur.decoder import Decoder
 from secateur.errors import DataError, OutputError, PlanError, ProofError, RequestError
+from secateur.evaluation import similarity
 from secateur.evaluation.intervals import paired_difference
 from secateur.evaluation.tasks import task_score
 from secateur.methods.gradpruner import GradPruner
@@ -28,6 +31,7 @@ from secateur.request import Pruned, Target
 from secateur.resumption import work_directory
 from secateur.surgery.live import remove_layers_
 from secateur.training import supervised
+from secateur.training.igia import IGIACallback
 from secateur.training.lora import gradient_checkpointing_quietly
 from secateur.training.rows import rows_of
 from secateur.training.supervised import FineTuning, fine_tune_
@@ -75,7 +79,11 @@ class ByHand:
         self.windows = windows_of(self.task.train, tokenizer, sequence_length=256, num_sequences=128)
         decoder, about = Decoder(self.model), tuning.Run(seed=SEED)
         steps = tuned.num_steps(len(self.rows))
-        self.plan = plan or METHOD.plan_on_task(decoder, self.rows, self.windows, drop=2, run=about, total_steps=steps)
+        on_task: dict[str, Any] = {"run": about, "total_steps": steps}
+        if plan is None:
+            self.plan = METHOD.plan_on_task(decoder, self.rows, self.windows, drop=2, **on_task)
+        else:
+            self.plan = METHOD.completed(plan, decoder, self.windows, rows=self.rows, **on_task)
         METHOD.prepare_(decoder, self.windows, self.plan, run=about)
         remove_layers_(self.model, self.plan.dropped)
         self.start = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
@@ -250,7 +258,9 @@ def test_given_layers_are_those_that_go(tiny_checkpoint: Path, data: str, tmp_pa
             assert torch.equal(weight, dense.model.layers[old].get_parameter(name))
 
 
-def test_given_layers_are_merged_by_the_scores_of_the_method(tiny_checkpoint: Path, data: str, tmp_path: Path) -> None:
+def test_given_layers_are_merged_by_the_scores_of_the_method_on_the_task(
+    tiny_checkpoint: Path, data: str, tmp_path: Path
+) -> None:
     tuned = settings("full", max_steps=1)
     result = run(tiny_checkpoint, data, tmp_path / "out", target=Target(layers=(4, 1)), tuning=tuned)
     plan = PruningPlan(num_layers=6, order=(4, 1), method="given")
@@ -493,6 +503,81 @@ def test_directory_of_somebody_else_in_the_place_of_the_work_is_refused_and_left
     assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
 
 
+def test_answers_are_no_longer_than_asked_for(
+    tiny_checkpoint: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[str] = []
+
+    class Scorer:
+        def score(self, _reference: str, answer: str) -> dict[str, Any]:
+            answers.append(answer)
+            return {"rougeL": SimpleNamespace(fmeasure=1.0 / len(answers))}
+
+    monkeypatch.setattr(similarity, "_rouge_scorer", Scorer)
+    monkeypatch.setattr(similarity, "_bert_scores", lambda *_: None)
+    tuned = settings("lora", max_steps=1)
+    result = run(tiny_checkpoint, data, tmp_path / "out", metric="generation", max_new_tokens=3, tuning=tuned)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    assert max(len(tokenizer.encode(answer, add_special_tokens=False)) for answer in answers) == 3
+    assert result.record["metrics"]["pruned"]["task"]["metric"] == "rouge_l"
+
+
+@pytest.fixture(scope="module")
+def going_on() -> dict[str, Any]:
+    method = GradPruner(**QUICK, scoring_alpha=32, merge="none")
+    return {"method": method, "continue_adapters": True, "train": "lora"}
+
+
+def test_fine_tuning_goes_on_from_the_scorings_adapters_of_the_layers_that_stay(
+    tiny_checkpoint: Path, data: str, tmp_path: Path, going_on: dict[str, Any]
+) -> None:
+    tuned = settings("lora", learning_rate=1e-30)  # it stays where it begins
+    options = going_on | {"tuning": tuned, "task": TaskSettings(data=data)}
+    result = run(tiny_checkpoint, data, tmp_path / "out", **options)
+    # by hand: the scoring is the beginning of a fine-tuning of the dense model, in its order and from its adapters
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
+    rows = rows_of(TaskSettings(data=data).load(tokenizer, SEED).train, model, tokenizer, max_length=tuned.max_length)
+    scoring = FineTuning(
+        train="lora",
+        lora_rank=2,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        batch_size=4,
+        max_steps=tuned.num_steps(len(rows)),
+    )
+    stopping = IGIACallback(SCORED, stop=True)
+    dense, _ = fine_tune_(
+        Decoder(model), rows, settings=scoring, work=tmp_path / "hand", callbacks=[stopping], seed=SEED, save=False
+    )
+    expected = {name: weight for name, weight in dense.named_parameters() if "lora_" in name}
+    written = load_file(result.path / "adapter" / "adapter_model.safetensors")
+    kept = [layer for layer in range(6) if layer not in result.plan.dropped]
+    assert len(written) == len(expected) * len(kept) // 6
+    for name, weight in written.items():
+        new = int(name.split(".")[4])
+        old = name.replace(f".layers.{new}.", f".layers.{kept[new]}.").replace(".weight", ".default.weight")
+        torch.testing.assert_close(weight, expected[old].detach(), rtol=1e-5, atol=1e-8)
+        assert "lora_A" in name or weight.any()  # B is 0 where a training begins from nothing
+
+
+def test_run_that_goes_on_from_the_scorings_adapters_is_resumed_to_the_same_bytes(
+    tiny_checkpoint: Path, data: str, tmp_path: Path, going_on: dict[str, Any]
+) -> None:
+    whole = run(tiny_checkpoint, data, tmp_path / "whole", **going_on)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop(monkeypatch, tuning._Workbench, "fine_tune_", after=False)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_checkpoint, data, tmp_path / "out", **going_on)
+    kept = load_file(work_directory(tmp_path / "out") / "adapters.safetensors")
+    assert kept
+    assert all(".lora_" in name for name in kept)
+    result = run(tiny_checkpoint, data, tmp_path / "out", resume=True, **going_on)
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (result.path / file).read_bytes() == (whole.path / file).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
+
+
 # ---- what goes wrong -------------------------------------------------------------------------------------------------------
 
 
@@ -505,6 +590,12 @@ def test_directory_of_somebody_else_in_the_place_of_the_work_is_refused_and_left
         ({"method": "gradprune"}, RequestError, "unknown method 'gradprune'; did you mean 'gradpruner'"),
         ({"task": TaskSettings(data="nowhere.jsonl")}, DataError, "nowhere.jsonl"),
         ({"task": TaskSettings(data="EMPTY")}, DataError, "is empty"),
+        ({"continue_adapters": True}, RequestError, "continue_adapters is for train lora after a scoring of gradpruner"),
+        (
+            {"continue_adapters": True, "tuning": settings("lora", lora_rank=3)}, RequestError,
+            "the scoring's adapters have rank 2 and alpha 32, the fine-tuning's 3 and 32; choose the same",
+        ),
+        ({"merge_adapters": True}, RequestError, "full training has no adapters to merge"),
         ({"metric": "acuracy"}, RequestError, "unknown metric 'acuracy'; choose one of auto, accuracy"),
         ({"tuning": settings("full", trainer={"optim": "no-such"})}, RequestError, "trainer options: .*no-such"),
         ({"tuning": settings("full", max_length=3)}, DataError, "completion ' (even|odd)' has [45] tokens"),

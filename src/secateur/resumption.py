@@ -3,6 +3,7 @@
 ```
 OUT.work/request.json        what was asked for; another request does not go on from here
 OUT.work/NAME.json           a phase whose result is small: figures, a plan; always written
+OUT.work/adapters.safetensors  what the fine-tuning goes on from, where that is asked for
 OUT.work/NAME/               a phase whose result is weights; `result.json` and `weights.safetensors`
 OUT.work/NAME-training/      the Trainer's checkpoints inside a phase, see `secateur.training.checkpoints`
 OUT.work/run.log             the run's log, which ends up in the output
@@ -18,16 +19,17 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from secateur.disk import flush_entry, full_disk_named, held, replaced, temporary_beside
+from secateur.disk import flush, flush_entry, full_disk_named, held, replaced, temporary_beside
 from secateur.errors import OutputError, RequestError, SecateurError, WriteError
 from secateur.plan import PruningPlan, write_text
 from secateur.processes import by_first, is_first
@@ -39,8 +41,8 @@ from secateur.training.checkpoints import Keeping
 
 __all__ = ["Work", "finished", "identity", "open_work", "resumable", "work_directory"]
 
-_REQUEST, _LOG, _PLAN = "request.json", "run.log", "plan.json"
-_NOTHING = {_REQUEST, _LOG, _PLAN, "plan.masks.safetensors"}
+_REQUEST, _LOG, _PLAN, _ADAPTERS = "request.json", "run.log", "plan.json", "adapters.safetensors"
+_NOTHING = {_REQUEST, _LOG, _PLAN, _ADAPTERS, "plan.masks.safetensors"}
 """What there is before a phase is done."""
 
 _GO_ON = "run the same command with --resume to go on"
@@ -180,6 +182,21 @@ class Work:
 
         by_first(write)
         return made
+
+    def keep_adapters(self, adapters: Mapping[str, Tensor]) -> None:
+        """Write adapters to go on with, in the same way."""
+
+        def write() -> None:
+            with self._writing(_ADAPTERS):
+                found = {name: tensor.cpu().contiguous() for name, tensor in adapters.items()}
+                save_file(found, self.folder / _ADAPTERS)
+                flush(self.folder / _ADAPTERS)
+
+        by_first(write)
+
+    def kept_adapters(self) -> dict[str, Tensor]:
+        """The adapters that were kept last."""
+        return dict(load_file(self.folder / _ADAPTERS))
 
     def training(self, name: str) -> Keeping:
         """Where a training inside a phase keeps its checkpoints."""

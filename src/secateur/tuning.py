@@ -21,7 +21,7 @@ from secateur.decoder import Decoder, unwrapped
 from secateur.errors import ProofError, RequestError
 from secateur.evaluation.intervals import TaskResult, paired_difference
 from secateur.evaluation.memory import PeakMemory
-from secateur.evaluation.tasks import Metric, task_score
+from secateur.evaluation.tasks import Metric, check_metric, task_score
 from secateur.loading import autocast_dtype, load_model, load_tokenizer
 from secateur.methods import Method, Run, method_named
 from secateur.methods.gradpruner import GradPruner
@@ -44,10 +44,11 @@ from secateur.stages import (
 )
 from secateur.surgery.checkpoint import Proof, bypassed_logits
 from secateur.surgery.live import remove_layers_
+from secateur.surgery.names import new_numbers
 from secateur.surgery.output import check_output, new_directory
 from secateur.surgery.weights import num_bytes
 from secateur.training.checkpoints import Keeping
-from secateur.training.lora import gradient_checkpointing_quietly
+from secateur.training.lora import adapters_of_kept, gradient_checkpointing_quietly
 from secateur.training.precision import Stored, in_float32, round_back_, to_float32_
 from secateur.training.rows import Rows, rows_of
 from secateur.training.supervised import FineTuning, check_fine_tuning, fine_tune_
@@ -64,8 +65,10 @@ def tune(
     method: Method | str = "gradpruner",
     tuning: FineTuning | None = None,
     metric: Metric = "auto",
+    max_new_tokens: int = 128,
     merge_adapters: bool = False,
     tune_dense: bool = False,
+    continue_adapters: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     checkpoint_minutes: float = 5.0,
@@ -89,8 +92,11 @@ def tune(
         method: chooses the layers, and merges; with its settings, or its name.
         tuning: how to fine-tune.
         metric: what is measured: `auto`, `accuracy`, `perplexity`, `generation`.
+        max_new_tokens: the most tokens that are written of an answer, for the metric `generation`.
         merge_adapters: with LoRA, write one plain checkpoint instead.
         tune_dense: fine-tune the dense model alike first, for comparison.
+        continue_adapters: with LoRA and `gradpruner`, go on from the scoring's adapters of the layers that stay, which are
+            discarded otherwise. The two have one rank and one scale.
         overwrite: replace a checkpoint that is at `out`.
         resume: go on with the run that was interrupted.
         checkpoint_minutes: checkpoints are written between epochs as well where as much work would be lost otherwise; 0 is after
@@ -113,6 +119,7 @@ def tune(
         source=source, task=task, target=target, tuning=tuning or FineTuning(), metric=metric, dtype=dtype,
         method=method_named(method)() if isinstance(method, str) else method, precision=precision, revision=revision,
         seed=seed, trust_remote_code=trust_remote_code, merge_adapters=merge_adapters, tune_dense=tune_dense,
+        continue_adapters=continue_adapters, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     stages = Stages(Logged(progress or Silent()))
     if resume and by_first(lambda: finished(out)):
@@ -136,7 +143,8 @@ def tune(
             plan, preparation, proof_ids = _pruned_start_(asked, bench, decoder, work)
         stages.progress.note(f"layers dropped: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
         with stages.stage("fine-tune"):
-            tuned, training = bench.fine_tune_(model, work.training("start"))
+            adapters = work.kept_adapters() if continue_adapters else None
+            tuned, training = bench.fine_tune_(model, work.training("start"), adapters=adapters)
 
         def written() -> tuple[Proof, dict[str, Any]]:
             with new_directory(out, overwrite=overwrite, needs=num_bytes(unwrapped(tuned))) as directory:
@@ -184,8 +192,10 @@ class _Asked:
     target: Target
     tuning: FineTuning
     metric: Metric
+    max_new_tokens: int
     merge_adapters: bool
     tune_dense: bool
+    continue_adapters: bool
     dtype: str
     precision: str
     revision: str | None
@@ -198,7 +208,8 @@ class _Asked:
             model=str(self.source), method={"name": self.method.name, **self.method.options()}, task=asdict(self.task),
             target=asdict(self.target), tuning=asdict(self.tuning), metric=self.metric, dtype=self.dtype,
             precision=self.precision, revision=self.revision, seed=self.seed, tune_dense=self.tune_dense,
-            merge_adapters=self.merge_adapters,
+            merge_adapters=self.merge_adapters, continue_adapters=self.continue_adapters,
+            max_new_tokens=self.max_new_tokens,
         )  # fmt: skip
 
     @property
@@ -227,6 +238,7 @@ class _Workbench:
     rows: Rows
     tuning: FineTuning
     metric: Metric
+    max_new_tokens: int
     run: Run
     results: dict[str, TaskResult] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -241,13 +253,19 @@ class _Workbench:
             "num_layers": layers, "num_parameters": count_parameters(model), "task": result.describe(),
         }  # fmt: skip
 
-    def fine_tune_(self, model: Any, keeping: Keeping, description: str = "fine-tuning") -> tuple[Any, dict[str, Any]]:
+    def fine_tune_(
+        self,
+        model: Any,
+        keeping: Keeping,
+        description: str = "fine-tuning",
+        adapters: dict[str, torch.Tensor] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
         """Fine-tune, and keep the epoch that is best on the validation examples; `dense` was measured before."""
         return fine_tune_(
             Decoder(model), self.rows, settings=self.tuning, work=keeping.folder, checkpoint_minutes=keeping.minutes,
             validate=lambda trained: {"score": self._score(trained, self.data.validation).value},
             greater_is_better=self.results["dense"].greater_is_better, precision=self.run.precision,
-            seed=self.run.seed, progress=self.run.progress, description=description,
+            seed=self.run.seed, progress=self.run.progress, description=description, adapters=adapters,
         )  # fmt: skip
 
     def differences(self) -> dict[str, Any]:
@@ -261,7 +279,13 @@ class _Workbench:
 
     def _score(self, model: Any, examples: Examples, progress: Progress | None = None) -> TaskResult:
         return task_score(
-            model, self.tokenizer, examples, self.metric, max_length=self.tuning.max_length, progress=progress
+            model,
+            self.tokenizer,
+            examples,
+            self.metric,
+            max_length=self.tuning.max_length,
+            max_new_tokens=self.max_new_tokens,
+            progress=progress,
         )
 
 
@@ -271,20 +295,50 @@ def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
     Raises:
         RequestError: if it cannot be fine-tuned or pruned so.
     """
+    _check_adapters(asked)
     if asked.metric == "generation" and sharded():
         raise RequestError(
             "texts of different lengths cannot be written by a model in parts (FSDP); choose another --metric, or DDP"
         )
     tokenizer = load_tokenizer(asked.source, revision=asked.revision, trust_remote_code=asked.trust_remote_code)
     data = asked.task.load(tokenizer, asked.seed)
+    check_metric(asked.metric, data.test)
     decoder = Decoder(asked.load_model())
     num_to_drop(asked.target, decoder)
     rows = rows_of(data.train, decoder.model, tokenizer, max_length=asked.tuning.max_length)
     run = Run(seed=asked.seed, precision=autocast_dtype(asked.precision, decoder.device), progress=progress)
     check_fine_tuning(decoder, asked.tuning, len(rows), validated=True, precision=run.precision)
     return decoder, _Workbench(
-        tokenizer=tokenizer, data=data, rows=rows, tuning=asked.tuning, metric=asked.metric, run=run
+        tokenizer=tokenizer,
+        data=data,
+        rows=rows,
+        tuning=asked.tuning,
+        metric=asked.metric,
+        max_new_tokens=asked.max_new_tokens,
+        run=run,
     )
+
+
+def _check_adapters(asked: _Asked) -> None:
+    method, tuning = asked.method, asked.tuning
+    if asked.merge_adapters and tuning.train != "lora":
+        raise RequestError("full training has no adapters to merge; choose train lora, or leave merge_adapters out")
+    if not asked.continue_adapters:
+        return
+    if (
+        tuning.train != "lora"
+        or not isinstance(method, GradPruner)
+        or method.gradients != "lora"
+        or asked.target.layers
+    ):
+        raise RequestError(
+            "continue_adapters is for train lora after a scoring of gradpruner with LoRA's gradients; leave it out"
+        )
+    if (method.scoring_rank, method.scoring_alpha) != (tuning.lora_rank, tuning.lora_alpha):
+        raise RequestError(
+            f"the scoring's adapters have rank {method.scoring_rank} and alpha {method.scoring_alpha}, the fine-tuning's "
+            f"{tuning.lora_rank} and {tuning.lora_alpha}; choose the same to go on with them"
+        )
 
 
 def _preflight(asked: _Asked, bench: _Workbench, decoder: Decoder) -> str:
@@ -326,15 +380,19 @@ def _pruned_start_(
     proof_ids = windows.take(2).input_ids
 
     def make_() -> dict[str, Any]:
+        steps = asked.tuning.num_steps(len(bench.rows))
         if asked.target.layers is None:
             plan = method.plan_on_task(
                 decoder, bench.rows, windows, drop=num_to_drop(asked.target, decoder), run=bench.run,
-                total_steps=asked.tuning.num_steps(len(bench.rows)),
+                total_steps=steps,
             )  # fmt: skip
         else:
             given = method.given(asked.target.layers, decoder.num_layers)
-            plan = method.completed(given, decoder, windows, bench.run)
+            plan = method.completed(given, decoder, windows, bench.run, rows=bench.rows, total_steps=steps)
         plan = agreed_plan(plan)
+        if asked.continue_adapters:
+            new_of = new_numbers(plan.num_layers, plan.dropped)
+            work.keep_adapters(adapters_of_kept(plan.evidence.adapters, decoder.path, new_of))
         preparation = method.prepare_(decoder, windows, plan, run=bench.run) if method.prepares else {}
         expected = bypassed_logits(decoder, plan.dropped, proof_ids)
         remove_layers_(model, plan.dropped)

@@ -350,7 +350,11 @@ def test_space_at_the_end_of_a_rendered_prompt_is_the_completions(tmp_path: Path
             "writes the conversation otherwise once the answer is in it",
         ),
         ({"text": "plain"}, {"tokenizer": chat_tokenizer(), "chat": "always"}, "no prompt to be the user's turn"),
-        ({"messages": turns("nobody answers")}, {"tokenizer": chat_tokenizer()}, "none of its 1 rows holds an example"),
+        (
+            {"messages": turns("nobody answers")},
+            {"tokenizer": chat_tokenizer()},
+            "none of its 1 rows holds an example (a turn of the role 'assistant' after another)",
+        ),
     ],
 )
 def test_messages_that_cannot_be_written_out_give_an_error_of_one_line(
@@ -409,7 +413,7 @@ def test_wrong_row_is_counted_from_one_with_the_empty_ones(tmp_path: Path) -> No
         ([{"text": "a", "label": 2}], {"labels": ("y", "z")}, "the label 2 is none of 0..1 for ['y', 'z']"),
         ([{"prompt": "a", "completion": "x"}], {"labels": ("y", "z")}, "no label to choose; leave the labels out"),
         ([{"text": "a"}], {"template": "{text}"}, "no prompt to make; leave the template out"),
-        ([{"text": " "}], {}, "none of its 1 rows holds an example"),
+        ([{"text": " "}], {}, "none of its 1 rows holds an example (text in text|content|document|sentence)"),
         ([{"text": "", "label": "x"}], {}, "none of its 1 rows holds an example"),
         (
             [{"body": "a", "id": 1}],

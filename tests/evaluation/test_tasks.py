@@ -139,6 +139,19 @@ def test_the_metric_suits_the_task(tiny_model, tiny_tokenizer):
         task_score(tiny_model, tiny_tokenizer, COMPLETIONS, "f1")
 
 
+@pytest.mark.parametrize(
+    ("metric", "kind", "message"),
+    [
+        ("accuracy", "completion", "nothing to choose among, so there is no accuracy; choose the metric perplexity"),
+        ("accuracy", "text", "nothing to choose among"),
+        ("generation", "text", "plain text, without prompts to answer; choose the metric perplexity"),
+    ],
+)
+def test_a_metric_that_the_examples_do_not_fit_is_refused_without_a_model(metric, kind, message):
+    with pytest.raises(RequestError, match=message):
+        task_score(None, None, replace(COMPLETIONS, kind=kind), metric)
+
+
 def test_a_record_gets_everything_but_the_items(tiny_model, tiny_tokenizer):
     score = choice_accuracy(tiny_model, tiny_tokenizer, CHOICES)
     described = score.describe()
@@ -158,7 +171,7 @@ def test_no_items_are_refused(tiny_model, tiny_tokenizer, score):
 def test_wrong_requests_are_refused(tiny_model, tiny_tokenizer):
     with pytest.raises(DataError, match="item 1 has one option"):
         choice_accuracy(tiny_model, tiny_tokenizer, COMPLETIONS)
-    with pytest.raises(RequestError, match=r"cannot write 512 tokens in a context of 512; choose 1\.\.511"):
+    with pytest.raises(RequestError, match=r"cannot write 512 tokens in a context of 512; .*write 1\.\.511 tokens"):
         generation_scores(tiny_model, tiny_tokenizer, COMPLETIONS, max_new_tokens=512)
     with pytest.raises(RequestError, match="choose 1 or more of each"):
         generation_scores(tiny_model, tiny_tokenizer, COMPLETIONS, max_new_tokens=0)

@@ -59,7 +59,8 @@ def test_plan_drops_the_layers_with_the_lowest_scores(
     by_step = np.array(plan.provenance["scores_by_step"])
     assert by_step.shape == (plan.provenance["steps"], 6) == (4, 6)
     assert by_step.mean(axis=0).tolist() == pytest.approx(list(plan.scores), rel=1e-9)
-    assert -1 <= plan.provenance["stability"] <= 1
+    stability = plan.provenance["stability"]
+    assert -1 <= stability <= 1 if by_step[:2].any() else stability is None  # LoRA with a warm-up begins with two zeros
 
 
 def test_number_of_steps_is_a_share_of_the_fine_tuning(decoder: Decoder, windows: TokenBatches) -> None:
@@ -86,13 +87,14 @@ class Noting(Silent):
         self.notes.append(message)
 
 
-def test_ranking_that_is_not_stable_is_said(
-    decoder: Decoder, windows: TokenBatches, monkeypatch: pytest.MonkeyPatch
+def test_ranking_that_is_not_stable_is_said_once(
+    decoder: Decoder, windows: TokenBatches, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(IGIACallback, "warnings", lambda _: ["Kendall's tau is low"])
     progress = Noting()
     quick().plan(decoder, windows, drop=1, run=Run(progress=progress))
     assert progress.notes == ["Kendall's tau is low"]
+    assert "Kendall's tau" not in caplog.text  # standard error would have it twice
 
 
 # ---- the merge -----------------------------------------------------------------------------------------------------------

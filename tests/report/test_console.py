@@ -235,6 +235,15 @@ def test_task_table_is_a_row_a_model_with_its_figure_interval_and_items():
     ]
 
 
+def test_task_table_of_the_widest_figures_has_whole_words_in_80_columns():
+    row = of_task(51408.0, 49882.0, 52980.0, metric="perplexity", prefill_tokens_per_second=12789.0)
+    shown = drawn(task_table({"dense": row, "dense_tuned": row, "pruned": row}), width=80)
+    assert "…" not in shown
+    assert all(
+        word in shown.split() for word in ("perplexity", "fine-tuned", "tokens/s", "parameters", "51,408", "12,789")
+    )
+
+
 def test_task_table_of_a_large_perplexity_or_without_an_interval_is_drawn():
     metrics = {
         "dense": of_task(15234.6, 14000.2, 16000.0, metric="perplexity"),

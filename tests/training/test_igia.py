@@ -389,6 +389,26 @@ def test_unstable_ranking_is_said_in_words(tiny_model, tmp_path, caplog):
     assert "Kendall's tau -1.00" in caplog.text
 
 
+def test_half_without_a_gradient_says_nothing_of_the_stability(tiny_model, tmp_path):
+    callback = IGIACallback(steps=4)
+    train(adapted(tiny_model), [callback], tmp_path)
+    assert callback.igia.stability() is not None
+    zero, ranked = [0.0] * 6, [float(layer) for layer in range(6)]
+    callback.igia._by_step = lambda _: torch.tensor([zero, zero, ranked, ranked], dtype=torch.float64)
+    assert callback.igia.stability() is None
+    assert callback.warnings() == []
+
+
+def test_scores_of_fewer_steps_than_asked_for_are_said_in_words(tiny_model, tmp_path, caplog):
+    callback = IGIACallback(steps=50)
+    with caplog.at_level(logging.WARNING):
+        train(adapted(tiny_model), [callback], tmp_path)
+    steps = callback.igia.num_steps
+    assert f"the scores are of {steps} steps, not of 50" in caplog.text
+    callback.igia.num_skipped = 2
+    assert callback.warnings()[0].endswith("not of 50; 2 more had gradients that are not finite")
+
+
 @pytest.mark.parametrize("steps", [0, 1, -3, 0.0, 1.0, 1.5])
 def test_wrong_numbers_of_steps_are_refused(steps):
     with pytest.raises(RequestError, match="steps is a count"):

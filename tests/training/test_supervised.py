@@ -379,6 +379,8 @@ def test_wrong_value_of_a_trainer_option_is_refused_and_changes_nothing(
             {"trainer": {"learning_speed": 1}},
             "trainer has no option 'learning_speed'; see transformers.TrainingArguments",
         ),
+        ({"trainer": {"num_train_epochs": 2}}, "trainer cannot set num_train_epochs: that is epochs"),
+        ({"trainer": {"output_dir": "elsewhere"}}, "trainer cannot set output_dir: checkpoints are beside the output"),
         ({"train": "half"}, "train is one of full, lora, not 'half'"),
         ({"micro_batch": 3, "batch_size": 4}, "micro_batch=3 does not divide batch_size=4"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, not 0"),

@@ -43,8 +43,15 @@ def add_options(parser: ArgumentParser) -> None:
         "--metric", choices=["auto", "accuracy", "perplexity", "generation"], default="auto",
         help="what is measured; auto is accuracy where there are options to choose among, else perplexity of the completion",
     )  # fmt: skip
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=128, help="with --metric generation, tokens of an answer at most"
+    )
     parser.add_argument("--merge_adapters", action="store_true", help="with --train lora, write one plain checkpoint")
     parser.add_argument("--tune_dense", action="store_true", help="fine-tune the dense model alike, for comparison")
+    parser.add_argument(
+        "--continue_adapters", action="store_true",
+        help="with --train lora, go on from the scoring's adapters of the layers that stay (published: they are discarded)",
+    )  # fmt: skip
     add_resume(parser)
     add_method(parser, default="gradpruner")
     add_target(parser)
@@ -69,8 +76,10 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         method=method_of(options),
         tuning=settings_of(FineTuning, options),
         metric=options["metric"],
+        max_new_tokens=options["max_new_tokens"],
         merge_adapters=options["merge_adapters"],
         tune_dense=options["tune_dense"],
+        continue_adapters=options["continue_adapters"],
         overwrite=options["overwrite"],
         **resume_of(options),
         **loading_of(options),

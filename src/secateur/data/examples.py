@@ -228,7 +228,9 @@ def load_examples(
     if num_empty:
         logger.info("%d of %d rows of %s hold no text and are left out", num_empty, len(table.rows), table.source)
     if not items:
-        raise DataError(f"{spec!r} is empty: none of its {len(table.rows)} rows holds an example; give other data")
+        raise DataError(
+            f"{spec!r} is empty: none of its {len(table.rows)} rows holds an example ({form.asks}); give other data"
+        )
     return Examples(items=tuple(items), kind=form.kind, spec=spec, labels=form.labels)
 
 

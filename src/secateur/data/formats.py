@@ -70,6 +70,9 @@ class Format:
     reader: Callable[[Row, Format], list[Draft]]
     """One of the functions below."""
 
+    asks: str
+    """What a row has to have, in words."""
+
     def drafts(self, row: Row) -> list[Draft]:
         """The examples of a row; none if it holds no text.
 
@@ -108,6 +111,7 @@ def format_of(table: Table, *, template: str | None = None, labels: Sequence[str
         labels=tuple(labels or ()),
         class_names=table.class_names.get("label", ()),
         reader=reader,
+        asks="a turn of the role 'assistant' after another" if reader is _conversation else f"text in {_shown(needed)}",
     )
     return _with_labels(form, table) if reader is _classification else form
 

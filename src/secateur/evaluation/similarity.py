@@ -108,7 +108,10 @@ def _continuations(
         raise RequestError(f"cannot write {max_new_tokens} tokens in batches of {batch_size}; choose 1 or more of each")
     limit = context_length(model, max_length)
     if limit <= max_new_tokens:
-        raise RequestError(f"cannot write {max_new_tokens} tokens in a context of {limit}; choose 1..{limit - 1}")
+        raise RequestError(
+            f"cannot write {max_new_tokens} tokens in a context of {limit}; raise max_length as far as the model's context "
+            f"goes, or write 1..{limit - 1} tokens"
+        )
     encoded = encode_prompts(model, tokenizer, prompts, limit=limit - max_new_tokens)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].context), reverse=True)
     settings = greedy_settings(model, tokenizer, max_new_tokens)

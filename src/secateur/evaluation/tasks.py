@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -24,11 +24,27 @@ if TYPE_CHECKING:
 
     from secateur.data.examples import Examples
 
-__all__ = ["Metric", "choice_accuracy", "completion_perplexity", "task_score"]
+__all__ = ["Metric", "check_metric", "choice_accuracy", "completion_perplexity", "task_score"]
 
 Metric = Literal["auto", "accuracy", "perplexity", "generation"]
 
 _BATCH_SIZE = 16
+
+
+def check_metric(metric: Metric, examples: Examples) -> None:
+    """Make sure, before a model is loaded, that examples can be scored so.
+
+    Raises:
+        RequestError: if there is no such metric, or it asks for what these examples do not have.
+    """
+    if metric not in get_args(Metric):
+        raise RequestError(f"unknown metric '{metric}'; choose one of {', '.join(get_args(Metric))}")
+    if metric == "accuracy" and examples.kind != "choice":
+        raise RequestError(
+            f"{examples.spec} has nothing to choose among, so there is no accuracy; choose the metric perplexity or generation"
+        )
+    if metric == "generation" and examples.kind == "text":
+        raise RequestError(f"{examples.spec} is plain text, without prompts to answer; choose the metric perplexity")
 
 
 def task_score(
@@ -58,8 +74,9 @@ def task_score(
         progress: told of each sequence.
 
     Raises:
-        RequestError: if there is no such metric, or as the metric's own function says.
+        RequestError: as `check_metric` says, or the metric's own function.
     """
+    check_metric(metric, examples)
     if metric == "auto":
         metric = "accuracy" if examples.kind == "choice" else "perplexity"
     common: dict[str, Any] = {"max_length": max_length, "precision": precision, "progress": progress}
@@ -67,8 +84,6 @@ def task_score(
         common["batch_size"] = batch_size
     if metric == "generation":
         return generation_scores(model, tokenizer, examples, max_new_tokens=max_new_tokens, **common)
-    if metric not in ("accuracy", "perplexity"):
-        raise RequestError(f"unknown metric '{metric}'; choose one of auto, accuracy, perplexity, generation")
     score = choice_accuracy if metric == "accuracy" else completion_perplexity
     return score(model, tokenizer, examples, **common)
 

@@ -156,6 +156,9 @@ class Method(ABC):
         decoder: Decoder,  # noqa: ARG002
         data: TokenBatches,  # noqa: ARG002
         run: Run,  # noqa: ARG002
+        *,
+        rows: Any = None,  # noqa: ARG002
+        total_steps: int | None = None,  # noqa: ARG002
     ) -> PruningPlan:
         """The plan with all that `prepare_` goes by, so that who has the plan can do the same; the model is as it was.
 
@@ -164,6 +167,8 @@ class Method(ABC):
             decoder: the dense model's layers.
             data: calibration tokens.
             run: seed, precision, progress.
+            rows: the training examples, if it is for a fine-tuning; see `plan_on_task`.
+            total_steps: optimiser steps of the fine-tuning.
         """
         return plan
 

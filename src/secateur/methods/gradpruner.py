@@ -117,11 +117,24 @@ class GradPruner(Scoring, Method):
         order = plan.order[:drop]
         return replace(plan, order=order, merges=self._targets(order, plan.num_layers), masks=None)
 
-    def completed(self, plan: PruningPlan, decoder: Decoder, data: TokenBatches, run: Run) -> PruningPlan:
+    def completed(
+        self,
+        plan: PruningPlan,
+        decoder: Decoder,
+        data: TokenBatches,
+        run: Run,
+        *,
+        rows: Rows | None = None,
+        total_steps: int | None = None,
+    ) -> PruningPlan:
         """With the evidence and the merges, scored now where the plan has none: it is from a file, or of given layers."""
         if not self._merges_any() or plan.evidence is not None:
             return plan
-        again = self.plan(decoder, data, drop=len(plan.order), run=run)
+        drop = len(plan.order)
+        if rows is None:
+            again = self.plan(decoder, data, drop=drop, run=run)
+        else:
+            again = self.plan_on_task(decoder, rows, data, drop=drop, run=run, total_steps=total_steps)
         scores = list(again.scores or ())  # of layers given by hand the order says nothing
         order = tuple(sorted(plan.order, key=scores.__getitem__))
         merges = plan.merges or self._targets(order, plan.num_layers)

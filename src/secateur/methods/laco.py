@@ -110,6 +110,7 @@ class Laco(Method):
         decoder: Decoder,  # noqa: ARG002
         data: TokenBatches,  # noqa: ARG002
         run: Run,  # noqa: ARG002
+        **_: Any,
     ) -> PruningPlan:
         """With the folds, where it is of given layers: see `prepare_`."""
         if "folds" in plan.provenance:

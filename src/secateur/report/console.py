@@ -284,9 +284,9 @@ def task_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     """
     figure = metrics["pruned"]["task"]["metric"].replace("_", " ")
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("model")
+    table.add_column("model", min_width=len("fine-tuned"))
     for name in ("layers", "parameters", figure, "95 % interval", "items", "prefill tokens/s"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", min_width=max(map(len, name.split())))  # words stay whole
     names = {"dense": "dense, as it came", "dense_tuned": "dense, fine-tuned", "pruned": "pruned, fine-tuned"}
     for key, name in names.items():
         if key not in metrics:

@@ -64,6 +64,8 @@ class IGIA:
         self.gradients = gradients
         self.num_steps = 0
         self.num_skipped = 0
+        self.adapters: dict[str, Tensor] = {}
+        """What was trained meanwhile, by peft's names, where whoever trained it left it here."""
         find = low_rank_weights if gradients == "lora" else full_weights
         self._weights = {
             (weight.layer, weight.name): weight
@@ -121,12 +123,18 @@ class IGIA:
         return LayerScores(tuple(by_step.mean(dim=0).tolist()), "gradpruner")
 
     def stability(self, reduction: Reduction = "squares") -> float | None:
-        """Kendall's tau between the layers' scores from the first and from the second half of the steps; None below 4 steps."""
-        if self.num_steps < 4:  # two a half; the first is 0 under LoRA
+        """Kendall's tau between the layers' scores from the first and from the second half of the steps.
+
+        None if there are fewer than 4, or a half says nothing: LoRA's first gradient is 0, and so is its second where the
+        learning rate begins at 0.
+        """
+        if self.num_steps < 4:
             return None
         by_step = self._by_step(reduction)
-        half = len(by_step) // 2
-        return rank_correlation(by_step[:half].mean(dim=0).tolist(), by_step[half:].mean(dim=0).tolist())
+        halves = [half.mean(dim=0) for half in (by_step[: len(by_step) // 2], by_step[len(by_step) // 2 :])]
+        if not all(bool(half.any()) for half in halves):
+            return None
+        return rank_correlation(halves[0].tolist(), halves[1].tolist())
 
     def names(self, layer: int) -> list[str]:
         """The weights of a layer that were watched, by name within the layer."""
@@ -207,6 +215,7 @@ class IGIACallback(TrainerCallback):  # type: ignore[misc]
         self.steps, self.gradients, self.reduction = steps, gradients, reduction
         self.stop, self.keep_factors = stop, keep_factors
         self.igia: IGIA | None = None
+        self.warns = True  # at the end of the training; not where whoever trains says it
         self._wanted = 0
 
     def on_train_begin(self, args: Any, state: Any, _control: Any, model: Any = None, **_: Any) -> None:
@@ -241,11 +250,7 @@ class IGIACallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Say what the scores rest on."""
-        if self.igia is None:
-            return
-        if self.igia.num_steps < self._wanted:
-            logger.warning("the training ended after %d of %d steps to score", self.igia.num_steps, self._wanted)
-        for line in self.warnings():
+        for line in self.warnings() if self.igia is not None and self.warns else ():
             logger.warning("%s", line)
 
     def accumulated(self) -> IGIA:
@@ -294,13 +299,17 @@ class IGIACallback(TrainerCallback):  # type: ignore[misc]
 
     def warnings(self) -> list[str]:
         """What a user should know of the scores, in words."""
-        stability = self.accumulated().stability(self.reduction)
-        if stability is None or stability >= _LOW_AGREEMENT:
-            return []
-        return [
-            f"the first and the second half of the {self.accumulated().num_steps} steps rank the layers differently "
-            f"(Kendall's tau {stability:.2f}): score on more steps, or on larger batches"
-        ]
+        igia, lines = self.accumulated(), []
+        if igia.num_steps < self._wanted:
+            skipped = f"; {igia.num_skipped} more had gradients that are not finite" if igia.num_skipped else ""
+            lines.append(f"the scores are of {igia.num_steps} steps, not of {self._wanted}{skipped}")
+        stability = igia.stability(self.reduction)
+        if stability is not None and stability < _LOW_AGREEMENT:
+            lines.append(
+                f"the first and the second half of the {igia.num_steps} steps rank the layers differently "
+                f"(Kendall's tau {stability:.2f}): score on more steps, or on larger batches"
+            )
+        return lines
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,8 +13,17 @@ from torch import Tensor, nn
 
 from secateur.decoder import Decoder, evaluating
 from secateur.errors import RequestError
+from secateur.surgery.names import renumbered
 
-__all__ = ["attach_lora", "gradient_checkpointing_quietly", "linear_weights", "lora_config"]
+__all__ = [
+    "adapters_of",
+    "adapters_of_kept",
+    "attach_lora",
+    "gradient_checkpointing_quietly",
+    "linear_weights",
+    "lora_config",
+    "take_over_",
+]
 
 
 def linear_weights(layer: nn.Module) -> list[str]:
@@ -128,6 +137,30 @@ def attach_lora(decoder: Decoder, *, rank: int, alpha: int, dropout: float = 0.0
         model = get_peft_model(decoder.model, config)
     model.peft_config["default"].base_model_name_or_path = ""  # whoever saves it would ask the Hub about that name
     return model
+
+
+def adapters_of(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters of a model that `attach_lora` wrapped, by name, not copied."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if ".lora_" in name}
+
+
+def adapters_of_kept(adapters: Mapping[str, Tensor], path: str, new_of: Mapping[int, int]) -> dict[str, Tensor]:
+    """Adapters of the dense model as those of the pruned one: renumbered, without those of dropped layers.
+
+    Args:
+        adapters: by name in the wrapped model.
+        path: where the model keeps its layers.
+        new_of: kept layer → its new number.
+    """
+    moved = {name: renumbered(name, [f"base_model.model.{path}"], new_of) for name in adapters}
+    return {new: adapters[name] for name, new in moved.items() if new is not None}
+
+
+@torch.no_grad()
+def take_over_(model: nn.Module, adapters: Mapping[str, Tensor]) -> None:
+    """Give a model that `attach_lora` wrapped the adapters of another, of the same rank."""
+    for name, weight in adapters_of(model).items():
+        weight.copy_(adapters[name])
 
 
 @contextmanager

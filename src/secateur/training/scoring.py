@@ -103,17 +103,19 @@ def score_layers(
         progress: told of each step.
 
     Returns:
-        The callback that watched.
+        The callback that watched; what it accumulated has the adapters, too.
 
     Raises:
         TrainingDivergedError: if the loss stops being finite; the model is as it was.
     """
     from secateur.training.igia import IGIACallback
+    from secateur.training.lora import adapters_of
     from secateur.training.supervised import fine_tune_
 
     total = total_steps or math.ceil(len(rows) / settings.scoring_batch)
     steps = settings.num_scoring_steps(total)
     callback = IGIACallback(steps, gradients=settings.gradients, stop=True, keep_factors=keep_factors)
+    callback.warns = False
     tuning = FineTuning(
         train=settings.gradients,
         learning_rate=settings.scoring_rate,
@@ -130,6 +132,7 @@ def score_layers(
             progress=progress, description="scoring the layers", shown_steps=steps, save=False,
         )  # fmt: skip
         if settings.gradients == "lora":
+            callback.accumulated().adapters = adapters_of(trained)
             trained.unload()
     return callback
 

@@ -21,6 +21,13 @@ RESUME = "resume_from_checkpoint"
 """An argument of `Trainer.train` that a removal takes beside those of the Trainer itself."""
 
 _FULL_RATE, _LORA_RATE = 2e-5, 2e-4
+_OURS = {
+    "num_train_epochs": "that is epochs",
+    "max_steps": "that is max_steps",
+    "output_dir": "checkpoints are beside the output, for a run that goes on",
+    "resume_from_checkpoint": "a run goes on from its own checkpoints",
+}
+"""Options of the Trainer that a fine-tuning would ignore, or that break a resumed one, and what to say instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +193,8 @@ class FineTuning:
         check_at_least(self, 0, "weight_decay", "max_grad_norm")
         check_divides(self, "micro_batch", "batch_size")
         check_trainer_options(self.trainer)
+        for name in sorted(self.trainer.keys() & _OURS.keys()):
+            raise RequestError(f"trainer cannot set {name}: {_OURS[name]}")
 
     @property
     def rate(self) -> float:

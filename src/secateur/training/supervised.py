@@ -7,13 +7,13 @@ the score that chooses the best checkpoint, and the guard against a loss that is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
 from secateur.decoder import Decoder
@@ -22,7 +22,7 @@ from secateur.loading import quiet_transformers
 from secateur.progress import Progress, Silent
 from secateur.training.checkpoints import Keeping, ResumableTrainer
 from secateur.training.completion import LearntPositions
-from secateur.training.lora import attach_lora, lora_config
+from secateur.training.lora import attach_lora, lora_config, take_over_
 from secateur.training.rows import Rows, collate
 from secateur.training.settings import FineTuning
 from secateur.training.sharding import in_parts
@@ -67,6 +67,7 @@ def fine_tune_(
     shown_steps: int | None = None,
     save: bool = True,
     checkpoint_minutes: float = 5.0,
+    adapters: Mapping[str, Tensor] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Fine-tune the model in place, from where `work` says it stopped, if it did.
 
@@ -85,6 +86,7 @@ def fine_tune_(
         shown_steps: how many steps the progress expects, if a callback stops early.
         save: write checkpoints.
         checkpoint_minutes: write them between epochs as well, where as much work would be lost otherwise.
+        adapters: with LoRA, where to begin: `secateur.training.lora.adapters_of_kept`. From nothing if None.
 
     Returns:
         The model (wrapped by peft with LoRA), in evaluation mode, trainable where it was; and a report: `steps`, `examples`,
@@ -98,7 +100,7 @@ def fine_tune_(
     arguments = _arguments(settings, len(rows), work, validate is not None, greater_is_better, precision, seed, save)
     with (
         given_back(decoder.model, checkpointing=bool(arguments.gradient_checkpointing)),
-        _trainable(decoder, settings, seed) as model,
+        _trainable(decoder, settings, seed, adapters) as model,
         in_parts(model) as given,
     ):
         trainer = _TaskTrainer(
@@ -116,13 +118,17 @@ def fine_tune_(
 
 
 @contextmanager
-def _trainable(decoder: Decoder, settings: FineTuning, seed: int) -> Iterator[Any]:
+def _trainable(
+    decoder: Decoder, settings: FineTuning, seed: int, adapters: Mapping[str, Tensor] | None
+) -> Iterator[Any]:
     """The model with all its weights trainable, or with adapters, which an error takes off again."""
     lora, model = settings.train == "lora", decoder.model
     if lora:
         model = attach_lora(
             decoder, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout, seed=seed
         )
+        if adapters is not None:
+            take_over_(model, adapters)
     else:
         model.requires_grad_(True)
     forward = vars(model).get("forward")
