@@ -3,6 +3,7 @@
     MODEL=… DATA=… secateur compare benchmarks/comparison.yaml --out benchmarks/results/comparison
     MODEL=… DATA=… secateur compare benchmarks/comparison_c4.yaml --out benchmarks/results/comparison_c4
     benchmarks/gpu/run.sh compare              # fills benchmarks/results/comparison_full_length, on a GPU
+    python benchmarks/compare.py dense MODEL DATA     # the dense model trained on as many tokens as the others
     python benchmarks/compare.py tables        # rewrite the tables in docs/comparison.md and the README from the results
 
 How to run the first in pieces stands in comparison.yaml. Of the folders `compare.json`, `cells/` and `plots/` are kept in the
@@ -12,6 +13,7 @@ repository; the rest can be made again.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -28,6 +30,7 @@ RESULTS = HERE / "results"
 FOLDERS = {"": "comparison", "c4-": "comparison_c4", "full-": "comparison_full_length"}
 """What the name of a table begins with → the folder of its results."""
 PAGES = (HERE.parent / "docs" / "comparison.md", HERE.parent / "README.md")
+DENSE = RESULTS / "comparison_dense.json"
 IN_README = ("elder", "sleb", "shortgpt", "replaceme", "random")
 PLOTS = "../benchmarks/results"
 
@@ -36,12 +39,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("tables")
-    parser.parse_args()
+    dense = commands.add_parser("dense")
+    dense.add_argument("model")
+    dense.add_argument("data", type=Path, help="a folder with wikitext2/train_1mb.txt and wikitext2/test.txt")
+    options = parser.parse_args()
+    if options.command == "dense":
+        train_dense(options.model, options.data)
     for folder in FOLDERS.values():
         if (RESULTS / folder / "compare.json").exists():
             make_tables(RESULTS / folder)
     for page in PAGES:
         page.write_text(made_anew(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def train_dense(source: str, data: Path) -> None:
+    """What training on the text does to the model that keeps all its layers, as `full` does to the others."""
+    from secateur.decoder import Decoder
+    from secateur.loading import load_model, load_tokenizer
+    from secateur.plan import write_json
+    from secateur.progress import Silent
+    from secateur.report.record import versions
+    from secateur.request import TextSettings
+    from secateur.stages import quality
+    from secateur.training.recovery import Recovery, recover_
+
+    text = TextSettings(
+        data=str(data / "wikitext2" / "train_1mb.txt"), eval_data=str(data / "wikitext2" / "test.txt"),
+        num_eval_sequences=128,
+    )  # fmt: skip
+    windows, held_out = text.load(load_tokenizer(source), 0)
+    decoder = Decoder(load_model(source, dtype="float32"))
+    trained = recover_(decoder, windows, settings=Recovery(recover="full", recover_tokens=32_768))
+    measured = quality(decoder.model, held_out, Silent(), "measuring")
+    write_json(DENSE, {
+        "model": Path(source).resolve().name, "tokens": trained["tokens"], "rate": trained["rate"], **measured,
+        "versions": versions(),
+    })  # fmt: skip
 
 
 def made_anew(page: str) -> str:
@@ -53,6 +86,12 @@ def made(name: str) -> str:
     """A table, or the plots; what there are no results for yet is said to be missing."""
     if name == "calibration":
         return calibration(rows_of(FOLDERS[""]), rows_of(FOLDERS["c4-"]))
+    if name == "dense-trained":
+        found = json.loads(DENSE.read_text(encoding="utf-8"))
+        return (
+            f"The dense model itself, all its weights trained on as many tokens ({found['tokens']:,}, rate "
+            f"{found['rate']:g}): **{found['perplexity']:.2f}** (`python benchmarks/compare.py dense MODEL DATA`)."
+        )
     if name == "some-drops":
         return table("drops", [row for row in rows_of(FOLDERS[""]) if row.method in IN_README])
     prefix = max((prefix for prefix in FOLDERS if name.startswith(prefix)), key=len)
