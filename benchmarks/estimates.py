@@ -3,8 +3,8 @@
     python benchmarks/estimates.py run MODEL DATA     # DATA as for elder.py; writes results/estimates.json, on an idle machine
     python benchmarks/estimates.py tables             # rewrites the table in docs/estimating.md from it
 
-Each run is `secateur.prune` in a process of its own, without speed and samples, which are not estimated. Time is that of
-choosing, preparing, recovering and measuring; loading and writing depend on the disk.
+Each run is `secateur.prune` in a process of its own, with the allocator as the command line sets it, without speed and samples, which
+are not estimated. Time is that of choosing, preparing, recovering and measuring; loading and writing depend on the disk.
 """
 
 from __future__ import annotations
@@ -97,11 +97,13 @@ def estimate_one(model: str, asked: dict[str, Any]) -> dict[str, Any]:
 
 def run_one(model: str, data: str, asked: dict[str, Any]) -> dict[str, Any]:
     """The real thing."""
+    from secateur.allocator import return_freed_memory
     from secateur.methods import METHODS
     from secateur.pipeline import prune
     from secateur.request import Target, TextSettings
     from secateur.training.recovery import Recovery
 
+    return_freed_memory()
     train, test = (str(min(Path(data).rglob(f"{part}*.txt"))) for part in ("train", "test"))
     with tempfile.TemporaryDirectory() as scratch:
         record = prune(
