@@ -53,7 +53,7 @@ def scratch() -> Iterator[Path]:
     """A folder with a model and texts, gone afterwards."""
     from launching import write_inputs
 
-    from conftest import ascii_tokenizer, tiny_llama
+    from tiny_models import ascii_tokenizer, tiny_llama
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 import secateur
-from conftest import ascii_tokenizer, tiny_llama
 from documents import PAGES, ROOT, Block, anchors_of, blocks_of, code_in, links_of, prose_of
 from secateur import PruningPlan, cli
 from secateur.compare.config import read_comparison
 from secateur.data.text import HUB_TEXTS, PYTHON_DOCS
+from tiny_models import ascii_tokenizer, tiny_llama
 
 LANGUAGES = ("python", "bash", "console", "yaml", "text")
 """`text` is what something printed, or a drawing; `console` is commands behind `$` with what they printed."""

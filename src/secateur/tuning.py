@@ -32,6 +32,7 @@ from secateur.report.log import Logged
 from secateur.report.record import count_parameters, describe_model, directory_size, redacted_command, run_record
 from secateur.request import Pruned, Target, num_to_drop
 from secateur.resumption import Work, finished, identity, open_work, resumable
+from secateur.settings import check_at_least
 from secateur.stages import (
     Stages,
     add_speed,
@@ -201,6 +202,9 @@ class _Asked:
     revision: str | None
     trust_remote_code: bool
     seed: int
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "max_new_tokens")
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run."""
