@@ -23,12 +23,13 @@ from cells import markdown, of_result, with_tables  # noqa: E402  (a script besi
 
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "scaling.md"
-STEPS, TURNS = 3, 3
+STEPS = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL|tables", help="a checkpoint to train, or the word tables")
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--turn", choices=["LoRA", "all weights"], help=argparse.SUPPRESS)
     parser.add_argument("--returned", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -37,16 +38,16 @@ def main() -> None:
     elif options.turn:
         print(json.dumps(turn(options.model, options.turn, returned=options.returned)))
     else:
-        measure(options.model)
+        measure(options.model, options.turns)
 
 
-def measure(model: str) -> None:
+def measure(model: str, turns: int) -> None:
     """Both ways by turns, and the result file."""
     from secateur.plan import write_json
     from secateur.report.record import versions
 
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for kind in ("LoRA", "all weights"):
             for returned in (False, True):
                 command = [sys.executable, __file__, model, "--turn", kind, *(["--returned"] if returned else [])]

@@ -3,7 +3,7 @@
     python benchmarks/estimates.py run MODEL DATA     # DATA as for elder.py; writes results/estimates.json, on an idle machine
     python benchmarks/estimates.py tables             # rewrites the table in docs/estimating.md from it
 
-Each run is `secateur.prune` in a process of its own, with the allocator as the command line sets it, without speed and samples,
+Each run is `secateur.prune` in a process of its own, as with SECATEUR_RETURN_MEMORY=1, without speed and samples,
 which are not estimated. Time is that of choosing, preparing, recovering and measuring; loading and writing depend on the disk.
 """
 

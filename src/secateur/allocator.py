@@ -19,8 +19,9 @@ def return_freed_memory() -> bool:
 
     glibc learns from the first large block that is freed to take blocks as large from the heap. There the activations of a
     training step lie among what stays, and once freed neither go back nor fit the next step: LoRA on SmolLM2-135M, 4 windows of
-    256 tokens, held 4.6 GB where its tensors are 2.6 GB. Blocks of a megabyte and more no longer lie there then. For programs of
-    our own only, as it holds for the whole process. Who has set `MALLOC_MMAP_THRESHOLD_` has decided otherwise.
+    256 tokens, held 4.6 GB where its tensors are 2.6 GB. Blocks of a megabyte and more no longer lie there then, but fresh pages
+    take time (`benchmarks/allocator.py`). For programs of our own only, as it holds for the whole process. Who has
+    set `MALLOC_MMAP_THRESHOLD_` has decided otherwise.
     """
     if not sys.platform.startswith("linux") or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return False

@@ -124,7 +124,8 @@ def _run(words: list[str]) -> int:
         near = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(COMMANDS)}"
         raise RequestError(f"unknown command '{words[0]}'; {hint}")
-    return_freed_memory()
+    if os.environ.get("SECATEUR_RETURN_MEMORY") == "1":
+        return_freed_memory()
     parser = _parser(words[0])
     methods = _methods_of(parser)
     plain = [with_underscores(word, methods) for word in words[1:]]
