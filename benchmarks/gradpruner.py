@@ -172,14 +172,14 @@ def tuned_(
     from secateur.training.supervised import fine_tune_
 
     best, result, validations = None, {}, {}
-    for rate in rates or [tuning.learning_rate]:
-        settings = replace(tuning, learning_rate=rate)
+    for learning_rate in rates or [tuning.learning_rate]:
+        settings = replace(tuning, learning_rate=learning_rate)
         with tempfile.TemporaryDirectory() as scratch:
             tuned, training = fine_tune_(
                 Decoder(copy.deepcopy(model) if rates else model), rows, settings=settings, work=Path(scratch),
                 precision=run.precision, seed=run.seed, save=False,
             )  # fmt: skip
-        validation = validations[f"{rate:g}"] = task_score(tuned, tokenizer, task.validation).value
+        validation = validations[f"{learning_rate:g}"] = task_score(tuned, tokenizer, task.validation).value
         if best is None or validation > result["validation"]:
             best = tuned
             result = {

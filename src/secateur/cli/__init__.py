@@ -19,7 +19,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.allocator import return_freed_memory
 from secateur.cli.words import check_settings_files, explained, one_line, refuse_settings_of_others, with_underscores
 from secateur.errors import RequestError, SecateurError
 from secateur.processes import apart, fails_first, is_first, is_of_another, joined, launched
@@ -125,6 +124,8 @@ def _run(words: list[str]) -> int:
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(COMMANDS)}"
         raise RequestError(f"unknown command '{words[0]}'; {hint}")
     if os.environ.get("SECATEUR_RETURN_MEMORY") == "1":
+        from secateur.allocator import return_freed_memory
+
         return_freed_memory()
     parser = _parser(words[0])
     methods = _methods_of(parser)
