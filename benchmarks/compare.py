@@ -30,7 +30,14 @@ RESULTS = HERE / "results"
 FOLDERS = {"": "comparison", "c4-": "comparison_c4", "full-": "comparison_full_length"}
 """What the name of a table begins with → the folder of its results."""
 PAGES = (HERE.parent / "docs" / "comparison.md", HERE.parent / "README.md")
-DENSE = RESULTS / "comparison_dense.json"
+DENSE = {
+    "": (RESULTS / "comparison_dense.json", {"num_sequences": 128, "num_eval_sequences": 128}),
+    "full-": (
+        RESULTS / "comparison_full_length_dense.json",
+        {"sequence_length": 2048, "num_sequences": 112, "num_eval_sequences": 1000},
+    ),
+}
+"""What the name of a table begins with → the dense model's result, and the windows it is trained and measured on."""
 IN_README = ("elder", "sleb", "shortgpt", "replaceme", "random")
 PLOTS = "../benchmarks/results"
 
@@ -42,9 +49,10 @@ def main() -> None:
     dense = commands.add_parser("dense")
     dense.add_argument("model")
     dense.add_argument("data", type=Path, help="a folder with wikitext2/train_1mb.txt and wikitext2/test.txt")
+    dense.add_argument("--full-length", action="store_true", help="as gpu/full_length.yaml, on a GPU")
     options = parser.parse_args()
     if options.command == "dense":
-        train_dense(options.model, options.data)
+        train_dense(options.model, options.data, "full-" if options.full_length else "")
     for folder in FOLDERS.values():
         if (RESULTS / folder / "compare.json").exists():
             make_tables(RESULTS / folder)
@@ -52,7 +60,7 @@ def main() -> None:
         page.write_text(made_anew(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def train_dense(source: str, data: Path) -> None:
+def train_dense(source: str, data: Path, prefix: str) -> None:
     """What training on the text does to the model that keeps all its layers, as `full` does to the others."""
     from secateur.decoder import Decoder
     from secateur.loading import load_model, load_tokenizer
@@ -63,15 +71,16 @@ def train_dense(source: str, data: Path) -> None:
     from secateur.stages import quality
     from secateur.training.recovery import Recovery, recover_
 
+    result, lengths = DENSE[prefix]
     text = TextSettings(
-        data=str(data / "wikitext2" / "train_1mb.txt"), eval_data=str(data / "wikitext2" / "test.txt"),
-        num_eval_sequences=128,
-    )  # fmt: skip
+        data=str(data / "wikitext2" / "train_1mb.txt"), eval_data=str(data / "wikitext2" / "test.txt"), **lengths
+    )
     windows, held_out = text.load(load_tokenizer(source), 0)
     decoder = Decoder(load_model(source, dtype="float32"))
-    trained = recover_(decoder, windows, settings=Recovery(recover="full", recover_tokens=32_768))
+    tokens = windows.num_sequences * windows.sequence_length
+    trained = recover_(decoder, windows, settings=Recovery(recover="full", recover_tokens=tokens))
     measured = quality(decoder.model, held_out, Silent(), "measuring")
-    write_json(DENSE, {
+    write_json(result, {
         "model": Path(source).resolve().name, "tokens": trained["tokens"], "rate": trained["rate"], **measured,
         "versions": versions(),
     })  # fmt: skip
@@ -86,12 +95,8 @@ def made(name: str) -> str:
     """A table, or the plots; what there are no results for yet is said to be missing."""
     if name == "calibration":
         return calibration(rows_of(FOLDERS[""]), rows_of(FOLDERS["c4-"]))
-    if name == "dense-trained":
-        found = json.loads(DENSE.read_text(encoding="utf-8"))
-        return (
-            f"The dense model itself, all its weights trained on as many tokens ({found['tokens']:,}, rate "
-            f"{found['rate']:g}): **{found['perplexity']:.2f}** (`python benchmarks/compare.py dense MODEL DATA`)."
-        )
+    if name.endswith("dense-trained"):
+        return dense_trained(name.removesuffix("dense-trained"))
     if name == "some-drops":
         return table("drops", [row for row in rows_of(FOLDERS[""]) if row.method in IN_README])
     prefix = max((prefix for prefix in FOLDERS if name.startswith(prefix)), key=len)
@@ -106,6 +111,19 @@ def made(name: str) -> str:
             or "No cell is done yet."
         )
     return table(name, rows) or "No cell is done yet."
+
+
+def dense_trained(prefix: str) -> str:
+    """What training alone does, in a sentence."""
+    result, _ = DENSE[prefix]
+    if not result.exists():
+        return "Not measured yet."
+    found = json.loads(result.read_text(encoding="utf-8"))
+    option = " --full-length" if prefix else ""
+    return (
+        f"The dense model itself, all its weights trained on as many tokens ({found['tokens']:,}, rate "
+        f"{found['rate']:g}): **{found['perplexity']:.2f}** (`python benchmarks/compare.py dense MODEL DATA{option}`)."
+    )
 
 
 def rows_of(folder: str) -> list[Row]:

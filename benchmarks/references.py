@@ -1,7 +1,8 @@
 """Two baselines against another way of doing the same.
 
-    python benchmarks/references.py run MODEL DATA   # writes results/references.json
-    python benchmarks/references.py tables           # rewrites the tables in docs/methods/shortgpt.md and sleb.md
+    python benchmarks/references.py run MODEL DATA    # writes results/references.json
+    python benchmarks/references.py sleb MODEL DATA   # the second alone, at 2048 tokens, on a GPU: results/references_gpu.json
+    python benchmarks/references.py tables            # rewrites the tables in docs/methods/shortgpt.md and sleb.md
 
 `shortgpt` against optipfair's block influence, on the same batches: the same order. `sleb` with its prefix cache against
 the same rounds that run the whole model for every candidate, in one run: the same choice, and how much faster. DATA is a
@@ -23,26 +24,31 @@ sys.path.insert(0, str(HERE))
 from cells import markdown, with_tables  # noqa: E402  (a script beside this one)
 
 RESULT = HERE / "results" / "references.json"
+GPU_RESULT = HERE / "results" / "references_gpu.json"
 PAGES = [HERE.parent / "docs" / "methods" / name for name in ("shortgpt.md", "sleb.md")]
 SEQUENCES, LENGTH, DROP = 4, 64, 3
+GPU_SEQUENCES, GPU_LENGTH = 8, 2048
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run")
-    run.add_argument("model")
-    run.add_argument("data")
+    for name in ("run", "sleb"):
+        command = commands.add_parser(name)
+        command.add_argument("model")
+        command.add_argument("data")
     commands.add_parser("tables")
     options = parser.parse_args()
     if options.command == "run":
-        measure(options.model, options.data)
+        measure(options.model, options.data, RESULT, SEQUENCES, LENGTH, ("shortgpt", "sleb"))
+    elif options.command == "sleb":
+        measure(options.model, options.data, GPU_RESULT, GPU_SEQUENCES, GPU_LENGTH, ("sleb",))
     else:
         for page in PAGES:
             page.write_text(made_anew(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def measure(source: str, data: str) -> None:
+def measure(source: str, data: str, result: Path, sequences: int, length: int, baselines: tuple[str, ...]) -> None:
     from secateur.decoder import Decoder
     from secateur.loading import load_model, load_tokenizer
     from secateur.plan import write_json
@@ -50,14 +56,15 @@ def measure(source: str, data: str) -> None:
     from secateur.request import TextSettings
 
     decoder = Decoder(load_model(source, dtype="float32"))
-    text = TextSettings(data=data, sequence_length=LENGTH, num_sequences=SEQUENCES, num_eval_sequences=1)
+    text = TextSettings(data=data, sequence_length=length, num_sequences=sequences, num_eval_sequences=1)
     windows, _ = text.load(load_tokenizer(source), 0)
-    report = {
-        "versions": versions(), "sequences": SEQUENCES, "tokens": LENGTH, "drop": DROP, "layers": decoder.num_layers,
-        "shortgpt": compare_shortgpt(decoder, windows), "sleb": compare_sleb(decoder, windows),
-    }  # fmt: skip
-    write_json(RESULT, report)
-    print(json.dumps({name: report[name] for name in ("shortgpt", "sleb")}, indent=1))
+    compared = {"shortgpt": compare_shortgpt, "sleb": compare_sleb}
+    found = {name: compared[name](decoder, windows) for name in baselines}
+    write_json(result, {
+        "versions": versions(), "sequences": sequences, "tokens": length, "drop": DROP, "layers": decoder.num_layers,
+        **found,
+    })  # fmt: skip
+    print(json.dumps(found, indent=1))
 
 
 def compare_shortgpt(decoder: Any, windows: Any) -> dict[str, Any]:
