@@ -56,6 +56,8 @@ def test_perplexities_stand_by_method_and_layers_with_their_errors_and_the_lowes
         missing("b", 4),
         row("c", 2, None),
         row("c", 4, 1500.0),
+        row("d", 2, 999_999.0),
+        row("d", 4, 38_196_886_094.0),
     ]
     assert table("drops", rows).splitlines() == [
         "| layers dropped | 2 | 4 |",
@@ -64,6 +66,7 @@ def test_perplexities_stand_by_method_and_layers_with_their_errors_and_the_lowes
         "| `a` | **12.50 ± 1.25** | **40.00 ± 4.00** |",
         "| `b` | 20.00 ± 2.00 | – |",
         "| `c` | ∞ | 1,500 ± 150.00 |",
+        "| `d` | 999,999 ± 100,000 | 3.8e+10 |",
     ]
 
 

@@ -6,6 +6,8 @@ on the way; 130 interrupted, 143 terminated. Heavy imports are inside the comman
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import re
@@ -59,6 +61,8 @@ _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the value is the exit code."""
+    if arguments is None:  # a process of its own
+        atexit.register(gc.freeze)  # looking through torch's objects for garbage, when all goes, takes most of a second
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

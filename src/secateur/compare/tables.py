@@ -18,6 +18,9 @@ from secateur.report.comparison import MISSING
 
 __all__ = ["markdown", "page", "perplexity_text", "table", "write_tables"]
 
+_ONLY_MAGNITUDE = 1e6
+"""From this perplexity on: guessing among the tokens of a large vocabulary has 2.6e+05."""
+
 _TABLES = ("drops", "recovery", "tasks")
 _WORDS = {
     "drops": "Perplexity by the number of layers that go, without recovery. Bold: the lowest of a column.",
@@ -118,10 +121,10 @@ def _tasks(rows: Sequence[Row]) -> str:
 
 
 def perplexity_text(value: float | None) -> str:
-    """A perplexity for people; None is one that was not finite."""
+    """A perplexity for people, from a million on its magnitude only; None is one that was not finite."""
     if value is None:
         return "∞"
-    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < _ONLY_MAGNITUDE else f"{value:.1e}"
 
 
 def mean_nll(results: Sequence[Mapping[str, Any]]) -> float | None:
@@ -158,7 +161,7 @@ def _perplexity(results: Sequence[Mapping[str, Any]]) -> str:
 def _with_error(nll: float, errors: Sequence[float | None]) -> str:
     perplexity = math.exp(nll) if nll < 700 else None
     known = [error for error in errors if error is not None]
-    if perplexity is None or not known:
+    if perplexity is None or perplexity >= _ONLY_MAGNITUDE or not known:
         return perplexity_text(perplexity)
     return f"{perplexity_text(perplexity)} ± {perplexity_text(perplexity * fmean(known))}"
 
