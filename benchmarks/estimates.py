@@ -27,6 +27,7 @@ PAGE = HERE.parent / "docs" / "estimating.md"
 
 DROP = 8
 TEXT: dict[str, Any] = {"sequence_length": 256, "num_sequences": 16, "num_eval_sequences": 16, "batch_size": 4}
+NOT_ESTIMATED = ("load", "cut", "cut and prove")
 RUNS: dict[str, dict[str, Any]] = {
     # what the table says: method, its settings, recovery, text, dtype
     "`shortgpt`": {"method": "shortgpt"},
@@ -80,10 +81,12 @@ def measure(model: str, data: Path, only: list[str] | None) -> None:
 
 def estimate_one(model: str, asked: dict[str, Any]) -> dict[str, Any]:
     """What `secateur estimate` says."""
+    from secateur.allocator import return_freed_memory
     from secateur.forecast import forecast
     from secateur.methods import METHODS
     from secateur.training.recovery import Recovery
 
+    return_freed_memory()
     found = forecast(
         model,
         method=METHODS[asked["method"]](**asked.get("settings", {})),
@@ -117,7 +120,7 @@ def run_one(model: str, data: str, asked: dict[str, Any]) -> dict[str, Any]:
             prompts=(),
             speed=False,
         ).record
-    timings = {name: seconds for name, seconds in record["timings"].items() if name not in ("load", "cut and prove")}
+    timings = {name: seconds for name, seconds in record["timings"].items() if name not in NOT_ESTIMATED}
     return {"memory_bytes": record["peak_memory_bytes"], "seconds": sum(timings.values()), "timings": record["timings"]}
 
 

@@ -85,7 +85,7 @@ def _nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the model was loaded before the push was looked at")
 
     monkeypatch.setattr(pipeline, "load_model", loads)
-    monkeypatch.setattr("secateur.tuning.load_model", loads)
+    monkeypatch.setattr("secateur.tuning_request.load_model", loads)
 
 
 @pytest.fixture

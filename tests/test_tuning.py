@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from interrupts import stop
-from secateur import resumption, stages, tuning
+from secateur import resumption, stages, task_workbench, tuning, tuning_request
 from secateur.data.task import TaskSettings, windows_of
 from secateur.decoder import Decoder
 from secateur.errors import DataError, OutputError, PlanError, ProofError, RequestError
 from secateur.evaluation import similarity
 from secateur.evaluation.intervals import paired_difference
 from secateur.evaluation.tasks import task_score
+from secateur.methods import Run
 from secateur.methods.gradpruner import GradPruner
 from secateur.methods.shortgpt import ShortGPT
 from secateur.plan import PruningPlan
@@ -77,7 +78,7 @@ class ByHand:
         self.task = TaskSettings(data=data).load(tokenizer, SEED)
         self.rows = rows_of(self.task.train, self.model, tokenizer, max_length=tuned.max_length)
         self.windows = windows_of(self.task.train, tokenizer, sequence_length=256, num_sequences=128)
-        decoder, about = Decoder(self.model), tuning.Run(seed=SEED)
+        decoder, about = Decoder(self.model), Run(seed=SEED)
         steps = tuned.num_steps(len(self.rows))
         on_task: dict[str, Any] = {"run": about, "total_steps": steps}
         if plan is None:
@@ -325,8 +326,8 @@ def test_completions_are_judged_by_the_lowest_perplexity(tiny_checkpoint: Path, 
 
 
 EARLY = {
-    "load": (tuning, "load_model"),
-    "measure dense": (tuning, "task_score"),
+    "load": (tuning_request, "load_model"),
+    "measure dense": (task_workbench, "task_score"),
     "choose": (GradPruner, "plan_on_task"),
     "prepare": (GradPruner, "prepare_"),
     "save the start": (resumption, "save_weights"),
@@ -372,7 +373,7 @@ def resumed(checkpoint: Path, data: str, out: Path, expected: Pruned, **options:
 @pytest.mark.parametrize(
     ("train", "owner", "name", "call", "after"),
     [
-        ("full", tuning, "fine_tune_", 1, False),  # nothing trained yet
+        ("full", task_workbench, "fine_tune_", 1, False),  # nothing trained yet
         ("full", supervised.Advance, "on_step_end", SCORED + 3, True),  # within the first epoch
         ("lora", supervised.Advance, "on_step_end", SCORED + 6, True),  # within the second
         ("lora", stages, "prove_checkpoint", 1, True),
@@ -465,7 +466,7 @@ def test_run_goes_on_only_when_asked_to_and_only_as_it_began(tiny_checkpoint: Pa
         run(tiny_checkpoint, data, out, resume=True)
     assert not list(tmp_path.iterdir())
     with pytest.MonkeyPatch.context() as monkeypatch:
-        stop(monkeypatch, tuning, "fine_tune_", after=False)
+        stop(monkeypatch, task_workbench, "fine_tune_", after=False)
         interrupted(tiny_checkpoint, data, out)
     there = sorted(work_directory(out).rglob("*"))
     with pytest.raises(
@@ -566,7 +567,7 @@ def test_run_that_goes_on_from_the_scorings_adapters_is_resumed_to_the_same_byte
 ) -> None:
     whole = run(tiny_checkpoint, data, tmp_path / "whole", **going_on)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        stop(monkeypatch, tuning._Workbench, "fine_tune_", after=False)
+        stop(monkeypatch, task_workbench.TaskWorkbench, "fine_tune_", after=False)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_checkpoint, data, tmp_path / "out", **going_on)
     kept = load_file(work_directory(tmp_path / "out") / "adapters.safetensors")
@@ -655,7 +656,7 @@ class Noting(Silent):
 def test_run_says_beforehand_what_it_will_use(tiny_checkpoint: Path, data: str, tmp_path: Path) -> None:
     progress = Noting()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        stop(monkeypatch, tuning, "task_score", after=False)
+        stop(monkeypatch, task_workbench, "task_score", after=False)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_checkpoint, data, tmp_path / "out", progress=progress)
     assert progress.notes[0].startswith("25 training, 2 validation and 3 test examples of about ")

@@ -9,30 +9,27 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from secateur.data.examples import Examples
-from secateur.data.task import Task, TaskSettings, calibration_windows
+from secateur.data.task import TaskSettings, calibration_windows
 from secateur.decoder import Decoder, unwrapped
 from secateur.errors import ProofError, RequestError
-from secateur.evaluation.intervals import TaskResult, paired_difference
 from secateur.evaluation.memory import PeakMemory
-from secateur.evaluation.tasks import Metric, check_metric, task_score
-from secateur.loading import autocast_dtype, load_model, load_tokenizer
+from secateur.evaluation.tasks import Metric, check_metric
+from secateur.loading import autocast_dtype, load_tokenizer
 from secateur.methods import Method, Run, method_named
 from secateur.methods.gradpruner import GradPruner
 from secateur.plan import PruningPlan
 from secateur.processes import by_first, sharded
 from secateur.progress import Progress, Silent, duration
 from secateur.report.log import Logged
-from secateur.report.record import count_parameters, describe_model, directory_size, redacted_command, run_record
+from secateur.report.record import describe_model, directory_size, redacted_command, run_record
 from secateur.request import Pruned, Target, num_to_drop
-from secateur.resumption import Work, finished, identity, open_work, resumable
-from secateur.settings import check_at_least
+from secateur.resumption import Work, finished, open_work, resumable
 from secateur.stages import (
     Stages,
     add_speed,
@@ -48,11 +45,13 @@ from secateur.surgery.live import remove_layers_
 from secateur.surgery.names import new_numbers
 from secateur.surgery.output import check_output, new_directory
 from secateur.surgery.weights import num_bytes
+from secateur.task_workbench import TaskWorkbench
 from secateur.training.checkpoints import Keeping
 from secateur.training.lora import adapters_of_kept, gradient_checkpointing_quietly
 from secateur.training.precision import Stored, in_float32, round_back_, to_float32_
-from secateur.training.rows import Rows, rows_of
-from secateur.training.supervised import FineTuning, check_fine_tuning, fine_tune_
+from secateur.training.rows import rows_of
+from secateur.training.supervised import FineTuning, check_fine_tuning
+from secateur.tuning_request import TuningRequest
 
 __all__ = ["tune"]
 
@@ -116,7 +115,7 @@ def tune(
         RequestError: if something asked for cannot be; nothing was changed.
         RunError: if it failed on the way; nothing is left at `out`.
     """
-    asked = _Asked(
+    asked = TuningRequest(
         source=source, task=task, target=target, tuning=tuning or FineTuning(), metric=metric, dtype=dtype,
         method=method_named(method)() if isinstance(method, str) else method, precision=precision, revision=revision,
         seed=seed, trust_remote_code=trust_remote_code, merge_adapters=merge_adapters, tune_dense=tune_dense,
@@ -183,123 +182,13 @@ def tune(
     return Pruned(path=Path(out), plan=plan, proof=proof, record=record)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What was asked for."""
-
-    source: str | Path
-    method: Method
-    task: TaskSettings
-    target: Target
-    tuning: FineTuning
-    metric: Metric
-    max_new_tokens: int
-    merge_adapters: bool
-    tune_dense: bool
-    continue_adapters: bool
-    dtype: str
-    precision: str
-    revision: str | None
-    trust_remote_code: bool
-    seed: int
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "max_new_tokens")
-
-    def identity(self) -> dict[str, Any]:
-        """What makes two runs the same run."""
-        return identity(
-            model=str(self.source), method={"name": self.method.name, **self.method.options()}, task=asdict(self.task),
-            target=asdict(self.target), tuning=asdict(self.tuning), metric=self.metric, dtype=self.dtype,
-            precision=self.precision, revision=self.revision, seed=self.seed, tune_dense=self.tune_dense,
-            merge_adapters=self.merge_adapters, continue_adapters=self.continue_adapters,
-            max_new_tokens=self.max_new_tokens,
-        )  # fmt: skip
-
-    @property
-    def wide(self) -> bool:
-        """Whether 16-bit weights are trained in float32."""
-        return self.tuning.train == "full" and self.dtype == "auto"
-
-    @property
-    def writes_adapter(self) -> bool:
-        """Whether what is trained lies beside the checkpoint in the end."""
-        return self.tuning.train == "lora" and not self.merge_adapters
-
-    def load_model(self) -> Any:
-        """The dense model, read afresh."""
-        return load_model(
-            self.source, dtype=self.dtype, revision=self.revision, trust_remote_code=self.trust_remote_code
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Workbench:
-    """Fine-tunes models on the task and measures them on it, all alike; remembers what it measured."""
-
-    tokenizer: Any
-    data: Task
-    rows: Rows
-    tuning: FineTuning
-    metric: Metric
-    max_new_tokens: int
-    run: Run
-    results: dict[str, TaskResult] = field(default_factory=dict)
-    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def measure(self, name: str, model: Any, description: str) -> None:
-        """Score a model on the test examples, as `name`."""
-        self.run.progress.note(f"{description} ({len(self.data.test):,} examples)")
-        result = self._score(model, self.data.test, progress=self.run.progress)
-        layers = Decoder(unwrapped(model), verify=False).num_layers
-        self.results[name] = result
-        self.metrics[name] = {
-            "num_layers": layers, "num_parameters": count_parameters(model), "task": result.describe(),
-        }  # fmt: skip
-
-    def fine_tune_(
-        self,
-        model: Any,
-        keeping: Keeping,
-        description: str = "fine-tuning",
-        adapters: dict[str, torch.Tensor] | None = None,
-    ) -> tuple[Any, dict[str, Any]]:
-        """Fine-tune, and keep the epoch that is best on the validation examples; `dense` was measured before."""
-        return fine_tune_(
-            Decoder(model), self.rows, settings=self.tuning, work=keeping.folder, checkpoint_minutes=keeping.minutes,
-            validate=lambda trained: {"score": self._score(trained, self.data.validation).value},
-            greater_is_better=self.results["dense"].greater_is_better, precision=self.run.precision,
-            seed=self.run.seed, progress=self.run.progress, description=description, adapters=adapters,
-        )  # fmt: skip
-
-    def differences(self) -> dict[str, Any]:
-        """The pruned model's figure less each other's, with 95 % intervals over the same items."""
-        pruned = self.results["pruned"]
-        return {
-            name: dict(zip(("difference", "low", "high"), paired_difference(pruned, other), strict=True))
-            for name, other in self.results.items()
-            if other is not pruned
-        }
-
-    def _score(self, model: Any, examples: Examples, progress: Progress | None = None) -> TaskResult:
-        return task_score(
-            model,
-            self.tokenizer,
-            examples,
-            self.metric,
-            max_length=self.tuning.max_length,
-            max_new_tokens=self.max_new_tokens,
-            progress=progress,
-        )
-
-
-def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
+def _loaded(asked: TuningRequest, progress: Progress) -> tuple[Decoder, TaskWorkbench]:
     """The dense model, and what it is fine-tuned and measured on.
 
     Raises:
         RequestError: if it cannot be fine-tuned or pruned so.
     """
-    _check_adapters(asked)
+    asked.check_adapters()
     if asked.metric == "generation" and sharded():
         raise RequestError(
             "texts of different lengths cannot be written by a model in parts (FSDP); choose another --metric, or DDP"
@@ -312,7 +201,7 @@ def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
     rows = rows_of(data.train, decoder.model, tokenizer, max_length=asked.tuning.max_length)
     run = Run(seed=asked.seed, precision=autocast_dtype(asked.precision, decoder.device), progress=progress)
     check_fine_tuning(decoder, asked.tuning, len(rows), validated=True, precision=run.precision)
-    return decoder, _Workbench(
+    return decoder, TaskWorkbench(
         tokenizer=tokenizer,
         data=data,
         rows=rows,
@@ -323,29 +212,7 @@ def _loaded(asked: _Asked, progress: Progress) -> tuple[Decoder, _Workbench]:
     )
 
 
-def _check_adapters(asked: _Asked) -> None:
-    method, tuning = asked.method, asked.tuning
-    if asked.merge_adapters and tuning.train != "lora":
-        raise RequestError("full training has no adapters to merge; choose train lora, or leave merge_adapters out")
-    if not asked.continue_adapters:
-        return
-    if (
-        tuning.train != "lora"
-        or not isinstance(method, GradPruner)
-        or method.gradients != "lora"
-        or asked.target.layers
-    ):
-        raise RequestError(
-            "continue_adapters is for train lora after a scoring of gradpruner with LoRA's gradients; leave it out"
-        )
-    if (method.scoring_rank, method.scoring_alpha) != (tuning.lora_rank, tuning.lora_alpha):
-        raise RequestError(
-            f"the scoring's adapters have rank {method.scoring_rank} and alpha {method.scoring_alpha}, the fine-tuning's "
-            f"{tuning.lora_rank} and {tuning.lora_alpha}; choose the same to go on with them"
-        )
-
-
-def _preflight(asked: _Asked, bench: _Workbench, decoder: Decoder) -> str:
+def _preflight(asked: TuningRequest, bench: TaskWorkbench, decoder: Decoder) -> str:
     """One line: examples, tokens and about how long, from a short measurement here."""
     rows, tuning, method = bench.rows, asked.tuning, asked.method
     lengths = [len(row["input_ids"]) for row in rows]
@@ -366,7 +233,7 @@ def _preflight(asked: _Asked, bench: _Workbench, decoder: Decoder) -> str:
     )
 
 
-def _tune_dense(asked: _Asked, bench: _Workbench, keeping: Keeping) -> None:
+def _tune_dense(asked: TuningRequest, bench: TaskWorkbench, keeping: Keeping) -> None:
     """Fine-tune the dense model alike, and measure it; its checkpoints are kept for a run that is resumed."""
     model = asked.load_model()
     with in_float32(model, wanted=asked.wide):
@@ -376,7 +243,7 @@ def _tune_dense(asked: _Asked, bench: _Workbench, keeping: Keeping) -> None:
 
 
 def _pruned_start_(
-    asked: _Asked, bench: _Workbench, decoder: Decoder, work: Work
+    asked: TuningRequest, bench: TaskWorkbench, decoder: Decoder, work: Work
 ) -> tuple[PruningPlan, dict[str, Any], torch.Tensor]:
     """The pruned model before its fine-tuning, cut in place: made and checked here, or taken from an interrupted run."""
     model, method = decoder.model, asked.method
@@ -411,8 +278,8 @@ def _pruned_start_(
 
 
 def _write_and_prove(
-    asked: _Asked,
-    bench: _Workbench,
+    asked: TuningRequest,
+    bench: TaskWorkbench,
     tuned: Any,
     stored: Stored,
     proof_ids: torch.Tensor,

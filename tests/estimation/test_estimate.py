@@ -37,7 +37,7 @@ def phases(cost: Cost = COST, **setting: Any) -> dict[str, Any]:
 def test_phases_take_the_tokens_of_the_cost_and_the_operations_of_forward_passes() -> None:
     found = phases()
     assert {name: phase.tokens for name, phase in found.items()} == {
-        "measure": 2 * 64, "choose": 100, "prepare": 70, "recover": 30, "cut and prove": 64,
+        "measure": 3 * 64, "choose": 100, "prepare": 70, "recover": 30, "cut and prove": 64,
     }  # fmt: skip
     matrices = 211 * 32 + 6 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
     per_token = 2 * matrices + 6 * 4 * 16 * 32

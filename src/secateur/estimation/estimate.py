@@ -99,9 +99,11 @@ def _heaviest_steps(
     """The name, tokens and heaviest step of each phase."""
     forward = _footprint(config, Step(), held_out, setting)
     choosing = _footprint(config, cost.choosing, data, setting)
-    measured = 1.0 if cost.preparing is None else 2.0  # the dense model; a prepared one just before the cut, too
+    measured = (
+        1 + (cost.preparing is not None) + (cost.recovering is not None)
+    )  # dense; prepared; cut, before a recovery
     stages = [
-        ("measure", measured * held_out.num_tokens, forward),
+        ("measure", float(measured * held_out.num_tokens), forward),
         ("choose", cost.choose_tokens, max(forward, choosing, key=lambda step: step.peak_bytes)),
     ]
     if cost.preparing is not None:

@@ -7,6 +7,7 @@ meanwhile, into the directory that nobody sees before all is verified. What turn
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,10 @@ _LOOK = 0.1
 _PATIENCE = 100
 """Looks at a thread that may be about to begin."""
 
+_TURN = 1e-4
+"""Seconds after which a thread that imports gives way to the one that copies, which needs a moment now and then: with
+Python's 5 ms each of its system calls would wait as long."""
+
 
 class _StoppedError(Exception):
     """The files are not wanted any more."""
@@ -52,12 +57,17 @@ class EarlyShards:
         self._unwanted = Event()
         self._num_done = 0
         self._error: BaseException | None = None
+        self._turn_before = sys.getswitchinterval()
 
     def __enter__(self) -> Self:
+        sys.setswitchinterval(min(_TURN, self._turn_before))
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        self._stop()
+        try:
+            self._stop()
+        finally:
+            sys.setswitchinterval(self._turn_before)
 
     def begin(self, shards: Shards) -> None:
         """Begin to write what will probably be wanted; what goes wrong with it is said when it is."""

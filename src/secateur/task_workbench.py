@@ -1,0 +1,82 @@
+"""Where models are fine-tuned on a task and measured on it, all alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from secateur.data.examples import Examples
+from secateur.data.task import Task
+from secateur.decoder import Decoder, unwrapped
+from secateur.evaluation.intervals import TaskResult, paired_difference
+from secateur.evaluation.tasks import Metric, task_score
+from secateur.methods import Run
+from secateur.progress import Progress
+from secateur.report.record import count_parameters
+from secateur.training.checkpoints import Keeping
+from secateur.training.rows import Rows
+from secateur.training.supervised import FineTuning, fine_tune_
+
+__all__ = ["TaskWorkbench"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskWorkbench:
+    """Fine-tunes models on the task and measures them on it, all alike; remembers what it measured."""
+
+    tokenizer: Any
+    data: Task
+    rows: Rows
+    tuning: FineTuning
+    metric: Metric
+    max_new_tokens: int
+    run: Run
+    results: dict[str, TaskResult] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def measure(self, name: str, model: Any, description: str) -> None:
+        """Score a model on the test examples, as `name`."""
+        self.run.progress.note(f"{description} ({len(self.data.test):,} examples)")
+        result = self._score(model, self.data.test, progress=self.run.progress)
+        layers = Decoder(unwrapped(model), verify=False).num_layers
+        self.results[name] = result
+        self.metrics[name] = {
+            "num_layers": layers, "num_parameters": count_parameters(model), "task": result.describe(),
+        }  # fmt: skip
+
+    def fine_tune_(
+        self,
+        model: Any,
+        keeping: Keeping,
+        description: str = "fine-tuning",
+        adapters: dict[str, torch.Tensor] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Fine-tune, and keep the epoch that is best on the validation examples; `dense` was measured before."""
+        return fine_tune_(
+            Decoder(model), self.rows, settings=self.tuning, work=keeping.folder, checkpoint_minutes=keeping.minutes,
+            validate=lambda trained: {"score": self._score(trained, self.data.validation).value},
+            greater_is_better=self.results["dense"].greater_is_better, precision=self.run.precision,
+            seed=self.run.seed, progress=self.run.progress, description=description, adapters=adapters,
+        )  # fmt: skip
+
+    def differences(self) -> dict[str, Any]:
+        """The pruned model's figure less each other's, with 95 % intervals over the same items."""
+        pruned = self.results["pruned"]
+        return {
+            name: dict(zip(("difference", "low", "high"), paired_difference(pruned, other), strict=True))
+            for name, other in self.results.items()
+            if other is not pruned
+        }
+
+    def _score(self, model: Any, examples: Examples, progress: Progress | None = None) -> TaskResult:
+        return task_score(
+            model,
+            self.tokenizer,
+            examples,
+            self.metric,
+            max_length=self.tuning.max_length,
+            max_new_tokens=self.max_new_tokens,
+            progress=progress,
+        )
