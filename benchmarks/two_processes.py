@@ -120,7 +120,7 @@ def pruned(folder: Path, rank: str, stage: str, how: str, *more: str) -> Any:
         "prune", str(folder / "checkpoint"), "--drop=2", f"--data={folder / 'train.txt'}", f"--out={folder / 'deaths' / 'out'}",
         "--recover=full", "--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=2", *more,
     ]  # fmt: skip
-    return launched("dying.py", rank, stage, how, *words, processes=2)
+    return launched("dying.py", "plain", rank, stage, how, *words, processes=2)
 
 
 def written(folder: Path) -> dict[str, str]:

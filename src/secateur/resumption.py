@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from secateur.disk import flush, flush_entry, full_disk_named, held, replaced, temporary_beside
 from secateur.errors import OutputError, RequestError, SecateurError, WriteError
 from secateur.plan import PruningPlan, write_text
-from secateur.processes import by_first, is_first
+from secateur.processes import by_first, count, is_first, sharded
 from secateur.report.log import logging_to
-from secateur.report.record import versions
+from secateur.report.record import secateur_version, versions
 from secateur.signals import finishing
 from secateur.surgery.weights import load_weights_, num_bytes, save_weights
 from secateur.training.checkpoints import Keeping
@@ -65,7 +65,8 @@ def finished(out: str | Path) -> bool:
 
 def identity(**asked: Any) -> dict[str, Any]:
     """What makes two runs the same run, as plain JSON values: what was asked for, and what computes it."""
-    computes = {name: number for name, number in versions().items() if name in ("torch", "transformers", "device")}
+    computes: dict[str, Any] = {name: versions()[name] for name in ("torch", "transformers", "device")}
+    computes |= {"secateur": secateur_version(), "number_of_processes": count(), "sharding": sharded()}
     return dict(json.loads(json.dumps({**asked, **computes}, default=str)))
 
 
@@ -254,7 +255,7 @@ def open_work(out: str | Path, asked: dict[str, Any], *, resume: bool, minutes: 
 
 def _check_same(asked: dict[str, Any], known: Path) -> None:
     before = json.loads(known.read_text(encoding="utf-8"))
-    different = [name for name in asked if asked[name] != before.get(name)]
+    different = [name.replace("_", " ") for name in asked if asked[name] != before.get(name)]
     if different:
         raise RequestError(
             f"the unfinished run in {known.parent} had another {different[0]}; give the same options to resume it, or "

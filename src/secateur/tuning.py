@@ -122,17 +122,18 @@ def tune(
         continue_adapters=continue_adapters, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     stages = Stages(Logged(progress or Silent()))
+    same = asked.identity()  # here, where all processes are
     if resume and by_first(lambda: finished(out)):
-        by_first(lambda: open_work(out, asked.identity(), resume=True)).forget()
+        by_first(lambda: open_work(out, same, resume=True)).forget()
         return handed_over(out)
     check_output(out, overwrite=overwrite)
-    work = by_first(lambda: open_work(out, asked.identity(), resume=resume, minutes=checkpoint_minutes))
+    work = by_first(lambda: open_work(out, same, resume=resume, minutes=checkpoint_minutes))
     with resumable(work, command=redacted_command(command or sys.argv)), PeakMemory() as memory:
         with stages.stage("load"):
             decoder, bench = _loaded(asked, stages.progress)
             model, about = decoder.model, describe_model(decoder.model, id=str(source), revision=revision)
         stages.progress.note(_preflight(asked, bench, decoder))
-        work.begin({**asked.identity(), "data": bench.data.describe(), "config": about["config_sha256"]})
+        work.begin({**same, "data": bench.data.describe(), "config": about["config_sha256"]})
         with stages.stage("measure dense"):
             bench.measure("dense", model, "measuring the dense model on the task")
         if tune_dense:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -68,9 +70,36 @@ def test_a_process_that_dies_ends_all_with_its_message_once_and_leaves_nothing_h
 ) -> None:
     options = [f"--data={inputs / 'train.txt'}", "--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=2"]
     words = ["prune", str(inputs / "checkpoint"), "--drop=2", f"--out={tmp_path / 'out'}", *options]
-    done = launched("dying.py", rank, stage, how, *words, processes=2)
+    done = launched("dying.py", "plain", rank, stage, how, *words, processes=2)
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert lines[0].startswith(said)
     assert {path.name for path in tmp_path.iterdir()} <= {"out.work"}  # to go on from
+
+
+@pytest.mark.parametrize("kind", ["plain", "fsdp2"])
+def test_a_training_that_was_killed_goes_on_in_as_many_processes_to_the_bytes_of_the_undisturbed(
+    inputs: Path, tmp_path: Path, kind: str
+) -> None:
+    def tuned(out: str, when: str, *more: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+        options = ["--train=full", "--max-steps=4", "--batch-size=4", "--drop=2", *more]
+        options += ["--checkpoint-minutes=0", f"--data={inputs / 'sums.jsonl'}", f"--out={tmp_path / out}"]
+        words = ["tune", str(inputs / "checkpoint"), "--method=shortgpt", *options]
+        return launched(
+            "dying.py", kind if processes > 1 else "plain", "1", when, "killed", *words, processes=processes
+        )
+
+    undisturbed = tuned("undisturbed", "never")
+    assert undisturbed.returncode == 0, undisturbed.stderr[-3000:]
+    assert tuned("out", "checkpoint 2").returncode != 0
+    alone = tuned("out", "never", "--resume", processes=1)
+    assert alone.returncode == 2
+    assert "had another number of processes; give the same options to resume it" in alone.stderr
+    resumed = tuned("out", "never", "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert same_file(*(tmp_path / out / "model.safetensors" for out in ("undisturbed", "out")))
+
+
+def same_file(one: Path, other: Path) -> bool:
+    return filecmp.cmp(one, other, shallow=False)

@@ -30,6 +30,7 @@ __all__ = [
     "redacted_command",
     "redacted_text",
     "run_record",
+    "secateur_version",
     "versions",
     "weights_size",
 ]
@@ -93,7 +94,7 @@ def run_record(
         adapter: whether what was trained lies beside the checkpoint as an adapter.
     """
     record = {
-        "secateur_version": _version("secateur"),
+        "secateur_version": secateur_version(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": redacted_command(command),
         "model": model,
@@ -209,6 +210,11 @@ def versions() -> dict[str, str | None]:
     torch = sys.modules.get("torch")  # not imported for the sake of a name
     found["device"] = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else "cpu"
     return found
+
+
+def secateur_version() -> str | None:
+    """This package's own version; None if it is not installed."""
+    return _version("secateur")
 
 
 def _version(package: str) -> str | None:
