@@ -11,7 +11,9 @@ from secateur.surgery.check import check_pair
 from secateur.surgery.files import cut_checkpoint
 
 FOLDER = Path(os.environ.get("SECATEUR_CHECKPOINTS", "."))
-CHECKPOINTS = sorted(path.parent for path in FOLDER.glob("*/config.json")) if "SECATEUR_CHECKPOINTS" in os.environ else []
+CHECKPOINTS = (
+    sorted(path.parent for path in FOLDER.glob("*/config.json")) if "SECATEUR_CHECKPOINTS" in os.environ else []
+)
 
 
 @pytest.mark.real

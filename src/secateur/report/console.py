@@ -272,8 +272,14 @@ def show_tuned(record: dict[str, Any], path: str, console: Any) -> None:
         soft_wrap=True,
     )
     adapter = record["training"]["settings"]["train"] == "lora" and record["adapter"]
-    where = f"{path}, its adapter in {path}/adapter" if adapter else path
-    console.print(f"the pruned model is in {where}; next: secateur eval {path} --data SPEC", soft_wrap=True)
+    if adapter:
+        console.print(
+            f"the pruned model is in {path}, its adapter in {path}/adapter; next: load both with peft (the model card has the "
+            "lines),\nor run the same with --merge-adapters for one checkpoint that eval and bench read",
+            soft_wrap=True,
+        )
+    else:
+        console.print(f"the pruned model is in {path}; next: secateur eval {path} --data SPEC", soft_wrap=True)
 
 
 def task_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
