@@ -21,7 +21,7 @@ import torch
 import yaml
 from transformers import DistilBertConfig, DistilBertModel, T5Config, T5ForConditionalGeneration
 
-from secateur import cli, pipeline, stages, tuning
+from secateur import cli, pipeline, stages, task_workbench, tuning
 from secateur.cli import main
 from secateur.cli.words import parse_amount, parse_layers, with_underscores
 from secateur.errors import RequestError, TrainingDivergedError, WriteError
@@ -756,7 +756,7 @@ def test_interrupted_tune_exits_130_names_resume_and_goes_on_with_it(
         ),
     ):
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(tuning if name == "task_score" else stages, name, stop)
+            monkeypatch.setattr(task_workbench if name == "task_score" else stages, name, stop)
             assert main(words) == 130
         captured = capsys.readouterr()
         assert captured.out == ""
