@@ -63,6 +63,79 @@ def test_a_failed_cell_gives_exit_code_1_one_line_and_the_rest(
     assert (shown["done"], shown["failed"], shown["left"]) == (1, 1, 0)
 
 
+CELL = {"id": "a", "model": "m", "method": "x", "drop": 1, "recovery": "none", "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("index", "result", "says"),
+    [
+        ("{}", None, "compare.json is damaged (it has no cells); remove it, and run the comparison again"),
+        ("[1]", None, "compare.json is damaged (it is not a mapping of names to values)"),
+        ("{", None, "compare.json is damaged (Expecting property name"),
+        ("[" * 100_000, None, "compare.json is damaged ("),
+        ('{"cells": 3}', None, "compare.json is damaged (cells is '3')"),
+        ('{"cells": [3]}', None, "compare.json is damaged (cells[0] is not a mapping"),
+        ('{"cells": [{"id": "a"}]}', None, "compare.json is damaged (it has no cells[0].model)"),
+        (json.dumps({"cells": [CELL]}), "{}", "cells/a.json is damaged (it has no request); remove it"),
+        (json.dumps({"cells": [CELL]}), "[]", "cells/a.json is damaged (it is not a mapping"),
+    ],
+)
+def test_tables_of_a_damaged_file_are_refused_in_one_line_that_names_it_and_what_it_lacks(
+    tmp_path: Path, capsys: Any, index: str, result: str | None, says: str
+) -> None:
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "compare.json").write_text(index)
+    if result is not None:
+        (tmp_path / "cells" / "a.json").write_text(result)
+    assert main(["compare", "--tables", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}/{says}")
+    assert said.count("\n") == 1
+    assert "report" not in said
+
+
+@pytest.mark.parametrize(
+    ("names", "value", "says"),
+    [
+        (("metrics", "pruned", "nll"), ..., "it has no metrics.pruned.nll"),
+        (("metrics", "dense"), None, "metrics.dense is not a mapping of names to values"),
+        (("metrics", "pruned", "tasks"), {"arc": {"value": 0.5}}, "it has no metrics.pruned.tasks.arc.stderr"),
+        (("tokens", "trained_after_cut"), "many", "tokens.trained_after_cut is 'many'"),
+        (("timings", "seconds"), {"load": None}, "timings.seconds.load is 'None'"),
+    ],
+)
+def test_a_cell_that_lacks_a_field_is_named_with_the_field_by_tables_and_by_compare(
+    config: Any, tmp_path: Path, capsys: Any, names: tuple[str, ...], value: Any, says: str
+) -> None:
+    out = tmp_path / "out"
+    assert main(["compare", str(config()), "--out", str(out), "--quiet"]) == 0
+    capsys.readouterr()
+    file = out / "cells" / f"{NAMES[0]}.json"
+    made = inner = json.loads(file.read_text())
+    for name in names[:-1]:
+        inner = inner[name]
+    if value is ...:
+        del inner[names[-1]]
+    else:
+        inner[names[-1]] = value
+    file.write_text(json.dumps(made))
+    for words in (["--tables", str(out)], [str(config()), "--out", str(out), "--dry-run"]):
+        assert main(["compare", *words]) == 2
+        said = capsys.readouterr().err
+        assert said == (
+            f"error: {file} is damaged ({says}); remove it, and run the comparison again, which makes it anew\n"
+        )
+    file.unlink()
+    assert main(["compare", str(config()), "--out", str(out), "--quiet"]) == 0  # the remedy
+
+
+def test_tables_of_a_file_in_place_of_a_folder_are_refused_in_one_line(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(["compare", "--tables", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {tmp_path}/file holds no comparison (it has no compare.json); give its folder\n"
+
+
 def test_where_nobody_watches_in_a_terminal_each_cell_is_a_line_with_what_is_left(
     config: Any, tmp_path: Path, capsys: Any
 ) -> None:

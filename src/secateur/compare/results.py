@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 from secateur.compare.cells import Cell, differing
@@ -28,6 +29,24 @@ __all__ = ["STATES", "Results", "Row", "State"]
 
 State = Literal["done", "failed", "running", "left"]
 STATES: tuple[State, ...] = ("done", "failed", "running", "left")
+
+_NUMBER: tuple[type, ...] = (int, float)
+_NUMBER_OR_NULL: tuple[type, ...] = (int, float, NoneType)
+_MEASURED = {
+    "perplexity": _NUMBER_OR_NULL, "nll": _NUMBER_OR_NULL, "nll_stderr": _NUMBER_OR_NULL, "num_parameters": _NUMBER,
+    "tasks": {...: {"value": _NUMBER, "stderr": _NUMBER}},
+}  # fmt: skip
+_RESULT = {
+    "request": dict,
+    "measures": {"tasks": {...: _NUMBER_OR_NULL}, "speed": bool},
+    "metrics": {"dense": _MEASURED, "pruned": _MEASURED},
+    "tokens": {"trained_before_cut": _NUMBER, "trained_after_cut": _NUMBER},
+    "timings": {"seconds": {...: _NUMBER}, "speed": (dict, NoneType)},
+}
+"""What is read again of a cell's file, each with its type (`...` is every name); there is more in it."""
+
+_CELL = {"id": str, "model": str, "method": str, "drop": int, "recovery": str, "seed": int}
+"""A line of `compare.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +104,11 @@ class Results:
 
     def result(self, id: str) -> dict[str, Any] | None:  # noqa: A002
         """The result of a cell, if it is there."""
-        return _read(self.file(id))
+        return _read(self.file(id), _RESULT)
 
     def failure(self, id: str) -> str | None:  # noqa: A002
         """Why there is none, if it was tried."""
-        found = _read(self.failure_file(id))
+        found = _read(self.failure_file(id), {"error": str})
         return None if found is None else str(found["error"])
 
     def claim(self, id: str, *, wait: bool = False) -> AbstractContextManager[bool]:  # noqa: A002
@@ -181,19 +200,57 @@ class Results:
         """The cells of the last config that was run here, in its order.
 
         Raises:
-            RequestError: if there is no comparison here.
+            RequestError: if there is no comparison here, or a file of it is damaged.
         """
-        index = _read(self.folder / "compare.json")
+        file = self.folder / "compare.json"
+        index = _read(file, {"cells": list})
         if index is None:
-            raise RequestError(f"{self.folder} holds no comparison (it has no compare.json); give its folder")
-        return [Row(**cell, result=self.result(cell["id"])) for cell in index["cells"]]
+            raise RequestError(f"{self.folder} holds no comparison (it has no {file.name}); give its folder")
+        for number, cell in enumerate(index["cells"]):
+            if wrong := _unlike(cell, _CELL, f"cells[{number}]"):
+                raise _damaged(file, wrong)
+        return [
+            Row(**{name: cell[name] for name in _CELL}, result=self.result(cell["id"])) for cell in index["cells"]
+        ]
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read(file: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """What a file holds, None if there is none.
+
+    Args:
+        file: a JSON file.
+        shape: what must be in it: names, each with a type, several or such a mapping; `...` is every name.
+
+    Raises:
+        RequestError: if it cannot be read, or holds something else.
+    """
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise RequestError(f"{file} is damaged ({error}); remove it, and it is made again") from error
+    except OSError as error:
+        raise RequestError(f"cannot read {file}: {error.strerror}; make it readable") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, str(error)) from error
+    if wrong := _unlike(found, shape or {}):
+        raise _damaged(file, wrong)
     return found
+
+
+def _unlike(value: Any, shape: Any, name: str = "") -> str | None:
+    """What speaks against a value having a shape, None if nothing does."""
+    if not isinstance(shape, Mapping):
+        return None if isinstance(value, shape) else f"{name} is {str(value)[:40]!r}"
+    if not isinstance(value, dict):
+        return f"{name or 'it'} is not a mapping of names to values"
+    every = dict.fromkeys(value, shape[...]) if ... in shape else shape
+    for key, wanted in every.items():
+        inner = f"{name}.{key}" if name else key
+        wrong = _unlike(value[key], wanted, inner) if key in value else f"it has no {inner}"
+        if wrong:
+            return wrong
+    return None
+
+
+def _damaged(file: Path, what: str) -> RequestError:
+    return RequestError(f"{file} is damaged ({what}); remove it, and run the comparison again, which makes it anew")
