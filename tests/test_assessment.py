@@ -92,6 +92,10 @@ def test_tasks_are_those_of_the_harness_with_their_mean(
         ({"tasks": ["none"], "task_batch_size": 0}, "the batch size of tasks is 0; choose 1 or more"),
         ({"tasks": ["none"], "include_path": "nowhere"}, "nowhere is no folder"),
         ({"data": "TEXT", "stride": 0}, "the stride is 0; choose 1..256"),
+        (
+            {"data": "TEXT", "sequence_length": 513},
+            "fewer than 513 tokens of a window (sequence_length); choose 512 or",
+        ),
         ({"data": "TEXT", "stride": 257}, "the stride is 257; choose 1..256"),
     ],
 )

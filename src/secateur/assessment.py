@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from secateur.context import WINDOW, check_context
 from secateur.data import TokenBatches, evaluation_windows
 from secateur.errors import RequestError
 from secateur.evaluation.harness import HarnessTasks, mean_score
-from secateur.loading import Placement, load_model, load_tokenizer
+from secateur.loading import Placement, load_config, load_model, load_tokenizer
 from secateur.progress import Progress, Silent
 from secateur.stages import quality, size
 
@@ -76,6 +77,9 @@ def evaluate(
     _refuse_without_effect("--tasks", tasks, include_path=include_path, limit=limit, num_fewshot=num_fewshot)
     _refuse_without_effect("--data", data, stride=stride)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if data is not None:
+        for source in sources:
+            check_context(source, load_config(source, **common), {WINDOW: sequence_length})
     tokenizers = [load_tokenizer(source, **common) for source in sources]
     texts = [
         None

@@ -62,7 +62,9 @@ def elder(
     decoder = Decoder(model)
     count = count_to_drop(drop, decoder.num_layers)
     if isinstance(data, str):
-        data, _ = dataclasses.replace(text or TextSettings(data=data), data=data).load(tokenizer, seed)
+        text = dataclasses.replace(text or TextSettings(data=data), data=data)
+        text.check_context("the model", model.config)
+        data, _ = text.load(tokenizer, seed)
     context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress or Silent())
     plan = method.plan(decoder, data, drop=count, run=context)
     with in_float32(model, wanted=method.trains_weights(data)):

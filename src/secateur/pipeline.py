@@ -21,7 +21,7 @@ from secateur.decoder import Decoder
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.evaluation.generation import generations
 from secateur.evaluation.memory import PeakMemory
-from secateur.loading import Placement, autocast_dtype, is_offloaded, load_model, load_tokenizer
+from secateur.loading import Placement, autocast_dtype, is_offloaded, load_config, load_model, load_tokenizer
 from secateur.methods import METHODS, Cost, Method, Run, method_named
 from secateur.plan import PruningPlan, count_to_drop
 from secateur.processes import by_first
@@ -117,6 +117,7 @@ def prune(
     work = by_first(lambda: open_work(out, asked, resume=resume, minutes=checkpoint_minutes))
     with resumable(work, command=redacted_command(command or sys.argv)), PeakMemory() as memory:
         with stages.stage("load"):
+            text.check_context(source, load_config(source, **loading))
             tokenizer = load_tokenizer(source, **loading)
             data, held_out = text.load(tokenizer, seed)
             model = load_model(source, dtype=dtype, **loading)
@@ -203,6 +204,7 @@ def score(
     """
     method = method_named(method)() if isinstance(method, str) else method
     progress = progress or Silent()
+    text.check_context(source, load_config(source, revision=revision, trust_remote_code=trust_remote_code))
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     data, held_out = text.load(tokenizer, seed)
     model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, placement=placement)

@@ -17,12 +17,13 @@ from typing import Any
 import psutil
 import torch
 
+from secateur.context import context_of
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.errors import ModelError, ProofError
 from secateur.estimation.estimate import Setting, estimated_peak
 from secateur.evaluation.perplexity import perplexity
-from secateur.evaluation.speed import SpeedSettings, measure_speed, room
+from secateur.evaluation.speed import SpeedSettings, measure_speed
 from secateur.loading import described_in, licence_files
 from secateur.methods import Cost, Run
 from secateur.methods.base import measuring
@@ -218,7 +219,7 @@ def sizes(dense: Any, pruned: Any, directory: Path) -> tuple[int, int]:
 def add_speed(dense: dict[str, Any], pruned: dict[str, Any], model: Any, pruned_model: Any, progress: Progress) -> None:
     """Measure the tokens per second of both, in turn, into their metrics: one sequence, in as much context as there is."""
     models = {"dense": model, "pruned": pruned_model}
-    context = min(room(model.config) or _PROMPT_TOKENS + _NEW_TOKENS for model in models.values())
+    context = min(context_of(model.config) or _PROMPT_TOKENS + _NEW_TOKENS for model in models.values())
     if context < 2:
         return
     new_tokens = min(_NEW_TOKENS, context // 2)

@@ -259,6 +259,8 @@ def test_wrong_requests_are_refused_before_anything_is_made(
     out = tmp_path / "out"
     with pytest.raises(PlanError, match=r"cannot drop 6 of 6 layers; choose 1\.\.5"):
         compare(config(drops=[2, 6]), out)
+    with pytest.raises(RequestError, match=r"^\$\{MODEL\} has a context of 512 tokens, fewer than 513 .*choose 512 or"):
+        compare(config(text={"data": "${TEXT}", "sequence_length": 513}), out, dry_run=True)
     monkeypatch.setitem(sys.modules, "secateur.evaluation.harness", None)
     with pytest.raises(RequestError, match=r"tasks cannot be measured here .*; leave 'tasks' out"):
         compare(config(tasks=["arc"]), out)

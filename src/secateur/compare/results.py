@@ -209,9 +209,7 @@ class Results:
         for number, cell in enumerate(index["cells"]):
             if wrong := _unlike(cell, _CELL, f"cells[{number}]"):
                 raise _damaged(file, wrong)
-        return [
-            Row(**{name: cell[name] for name in _CELL}, result=self.result(cell["id"])) for cell in index["cells"]
-        ]
+        return [Row(**{name: cell[name] for name in _CELL}, result=self.result(cell["id"])) for cell in index["cells"]]
 
 
 def _read(file: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any] | None:

@@ -95,6 +95,8 @@ def compare(
     results = Results(out)
     results.check()
     bench = Workbench(comparison, results, progress)
+    for model in comparison.models:
+        bench.check_context(model)
     every = cells_of(comparison, {model.title: bench.num_layers(model) for model in comparison.models})
     cells = chosen(every, only)
     check_tasks(sorted({task for cell in cells for task in cell.tasks}), comparison)

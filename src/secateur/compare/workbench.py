@@ -64,6 +64,15 @@ class Workbench:
         """
         return layer_count(self._config(model))
 
+    def check_context(self, model: ModelChoice) -> None:
+        """Make sure that a model can read a window of the text.
+
+        Raises:
+            ModelError: if its configuration cannot be read.
+            RequestError: if it cannot.
+        """
+        self._comparison.text.check_context(model.model, self._config(model))
+
     def text(self, model: ModelChoice, seed: int) -> tuple[TokenBatches, TokenBatches]:
         """Calibration and held-out windows, as this model's tokenizer makes them.
 

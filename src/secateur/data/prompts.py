@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from secateur.context import context_of
 from secateur.errors import DataError, RequestError
 
 if TYPE_CHECKING:
@@ -94,8 +95,7 @@ def context_length(model: PreTrainedModel, max_length: int | None = None) -> int
     """
     if max_length is not None and max_length < 1:
         raise RequestError(f"max_length is {max_length}; choose 1 or more")
-    own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min((length for length in (max_length, own) if length), default=sys.maxsize)
+    return min((length for length in (max_length, context_of(model.config)) if length), default=sys.maxsize)
 
 
 def padded(sequences: Sequence[Sequence[int]], *, left: bool) -> tuple[Tensor, Tensor]:

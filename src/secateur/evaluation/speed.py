@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from secateur.context import check_context
 from secateur.errors import RequestError, RunError
 from secateur.evaluation.graphs import recorded_step
 from secateur.evaluation.inference import inference, input_device, read_prompt
@@ -19,7 +20,7 @@ from secateur.settings import check_at_least
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["Laps", "SpeedSettings", "Workload", "check_room", "made_up_prompt", "measure_speed", "room", "time_once"]
+__all__ = ["Laps", "SpeedSettings", "Workload", "check_room", "made_up_prompt", "measure_speed", "time_once"]
 
 _SILENT = Silent()
 _WARM_UP_TOKENS = 4
@@ -126,26 +127,15 @@ def measure_speed(
     return {load: {name: tuple(turns) for name, turns in by_name.items()} for load, by_name in laps.items()}
 
 
-def room(config: PretrainedConfig) -> int | None:
-    """The tokens of a model's context, None if its configuration names no limit."""
-    tokens: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return tokens
-
-
 def check_room(configs: Mapping[str, PretrainedConfig], settings: SpeedSettings) -> None:
     """Make sure that prompt and new tokens fit into the context of each model.
 
     Raises:
         RequestError: naming the model and its context.
     """
-    wanted = settings.prompt_tokens + settings.new_tokens
+    wanted = {"prompt tokens": settings.prompt_tokens, "new tokens": settings.new_tokens}
     for name, config in configs.items():
-        context = room(config)
-        if context is not None and context < wanted:
-            raise RequestError(
-                f"{name} has a context of {context} tokens, fewer than {settings.prompt_tokens} prompt tokens and "
-                f"{settings.new_tokens} new tokens; choose {context} or fewer together"
-            )
+        check_context(name, config, wanted)
 
 
 def made_up_prompt(models: Iterable[PreTrainedModel], batch_size: int, tokens: int) -> Tensor:

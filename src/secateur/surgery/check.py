@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from secateur.context import check_context
 from secateur.depth import layer_count
 from secateur.errors import ModelError, PlanError, RequestError
 from secateur.plan import PruningPlan
@@ -102,11 +103,14 @@ def check_pair(
     Raises:
         ModelError: if the dense checkpoint is damaged, or its model cannot run here.
         UnsupportedModelError: if the dense checkpoint cannot be cut, so that it cannot be said what it would be.
+        RequestError: if its context is shorter than the prompt.
         PlanError: if `dropped` are not layers of it.
     """
     folder = Path(dense).expanduser()
     tensors, _ = read_weights(folder)
     source = _Side(folder, tensors, read_config(folder, len(tensors), trust_remote_code))
+    if run:
+        check_context(dense, source.config, {"prompt tokens": prompt_tokens})
     pair = _Pair(source)
     outcome = None
     with suppress(_DifferentError):
