@@ -838,6 +838,17 @@ def test_a_wrong_request_to_check_exits_2_with_one_line(
     assert remedy in line
 
 
+def test_a_mistyped_path_of_check_is_a_wrong_request_and_not_a_model_that_differs(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for wrong, why in (("prunde", "no such directory"), ("file", "it is a file")):
+        for places in ([pair[0], str(tmp_path / wrong)], [str(tmp_path / wrong), pair[1]]):
+            assert main(["check", *places, "--quiet"]) == 2
+            said = one_line(capsys.readouterr())
+            assert said == f"error: cannot read {tmp_path / wrong}: {why}; give a local checkpoint directory"
+
+
 @pytest.mark.parametrize("wraps", ["a class", "a library", "nothing"])
 def test_an_interrupt_is_said_as_one_whatever_python_or_a_library_made_of_it(monkeypatch, capsys, wraps):
     class Half:

@@ -393,7 +393,6 @@ HOSTILE = {
     "a configuration in a circle": (lambda d: circle(d, "config.json"), "symbolic links"),
     "a key twice": (lambda d: (d / "config.json").write_text('{"model_type": "qwen2", "model_type": "llama"}'), "twice"),
     "a thousand million layers": (lambda d: change_config(d, num_hidden_layers=10**9), "num_hidden_layers=1000000000"),
-    "nothing": (shutil.rmtree, "no such directory"),
 }  # fmt: skip
 
 
@@ -406,6 +405,29 @@ def test_a_hostile_pruned_checkpoint_is_a_finding_in_one_line(case, dense, prune
     damage(pruned)
     what = "configuration" if case in OF_CONFIGURATION else "files"
     expect_difference(dense, pruned, what, words)
+
+
+def replace_by_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("mine")
+
+
+NO_CHECKPOINT = {
+    "nothing": (shutil.rmtree, "no such directory; give a local checkpoint directory"),
+    "a file": (replace_by_file, "it is a file; give a local checkpoint directory"),
+    "no weights": (lambda d: (d / WEIGHTS).unlink(), "holds neither model.safetensors nor .*; give a checkpoint with"),
+}
+
+
+@pytest.mark.parametrize("side", ["dense", "pruned"])
+@pytest.mark.parametrize("case", NO_CHECKPOINT)
+def test_where_no_checkpoint_is_the_request_is_wrong_on_either_side(case, side, dense, pruned, tmp_path):
+    remove, words = NO_CHECKPOINT[case]
+    places = {"dense": Path(shutil.copytree(dense, tmp_path / "copy")), "pruned": pruned}
+    remove(places[side])
+    with pytest.raises(ModelError, match=words) as caught:
+        check_pair(*places.values())
+    assert str(places[side]) in str(caught.value)
 
 
 @pytest.mark.parametrize("case", HOSTILE)

@@ -944,7 +944,8 @@ def test_hostile_shards_are_one_line_and_nothing_is_written(case, sharded):
 def test_a_source_that_is_no_directory_is_refused(tmp_path, source):
     (tmp_path / "file").write_text("x")
     (tmp_path / "circle").symlink_to("circle")
-    expect_refusal(ModelError, "no such directory", tmp_path / source)
+    words = "it is a file" if source == "file" else "no such directory"
+    expect_refusal(ModelError, words, tmp_path / source)
 
 
 # ---- whatever bytes come ------------------------------------------------------------------------------------------------

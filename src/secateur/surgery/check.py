@@ -25,7 +25,7 @@ from secateur.surgery.matching import Match, match_layers, same_tensor
 from secateur.surgery.names import layers_under
 from secateur.surgery.running import Outcome, run_pair
 from secateur.surgery.shards import Bytes, StoredTensor, quoted
-from secateur.surgery.source import read_config, read_weights
+from secateur.surgery.source import check_is_checkpoint, read_config, read_weights
 
 __all__ = ["Check", "Finding", "check_pair"]
 
@@ -101,7 +101,7 @@ def check_pair(
         progress: told of each layer compared.
 
     Raises:
-        ModelError: if the dense checkpoint is damaged, or its model cannot run here.
+        ModelError: if there is no checkpoint at one of the places, the dense one is damaged, or its model cannot run here.
         UnsupportedModelError: if the dense checkpoint cannot be cut, so that it cannot be said what it would be.
         RequestError: if its context is shorter than the prompt.
         PlanError: if `dropped` are not layers of it.
@@ -159,7 +159,8 @@ class _Pair:
         self.findings: list[Finding] = []
 
     def read(self, folder: Path, trust_remote_code: bool) -> _Side:
-        """The pruned checkpoint; what is wrong with it is a finding, and not a wrong request."""
+        """The pruned checkpoint; what is wrong with it is a finding, but that there is none is a wrong request."""
+        check_is_checkpoint(folder)
         what = "files"
         try:
             tensors, _ = read_weights(folder)

@@ -15,7 +15,7 @@ from secateur.depth import count_field
 from secateur.errors import ModelError, UnsupportedModelError
 from secateur.surgery.shards import StoredTensor, quoted, read_header, read_json
 
-__all__ = ["INDEX", "WEIGHTS", "read_config", "read_weights"]
+__all__ = ["INDEX", "WEIGHTS", "check_is_checkpoint", "read_config", "read_weights"]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -51,10 +51,22 @@ def read_weights(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]
     return tensors, metadata
 
 
+def check_is_checkpoint(folder: Path) -> None:
+    """Make sure that there is a checkpoint at all, whatever state it is in.
+
+    Raises:
+        ModelError: if there is no directory, or nothing in it that is called as weights are.
+    """
+    if not folder.is_dir():
+        what = "it is a file" if folder.is_file() else "no such directory"
+        raise ModelError(f"cannot read {folder}: {what}; give a local checkpoint directory")
+    if not any(os.path.lexists(folder / name) for name in (WEIGHTS, INDEX)):
+        raise ModelError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; give a checkpoint with safetensors weights")
+
+
 def _weight_files(folder: Path) -> tuple[list[str], dict[str, str]]:
     """The names of the files, and where the index places each tensor. One file goes before an index, as in transformers."""
-    if not folder.is_dir():
-        raise ModelError(f"cannot read {folder}: no such directory; give a local checkpoint directory")
+    check_is_checkpoint(folder)
     if os.path.lexists(folder / "adapter_config.json"):
         raise ModelError(
             f"{folder} holds an adapter, which transformers would load with the model; move adapter_config.json away, "
@@ -62,8 +74,6 @@ def _weight_files(folder: Path) -> tuple[list[str], dict[str, str]]:
         )
     if os.path.lexists(folder / WEIGHTS):
         return [WEIGHTS], {}
-    if not os.path.lexists(folder / INDEX):
-        raise ModelError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; give a checkpoint with safetensors weights")
     index = read_json(folder / INDEX)
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
