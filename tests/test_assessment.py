@@ -88,6 +88,13 @@ def test_tasks_are_those_of_the_harness_with_their_mean(
         ({"data": "TEXT", "limit": 3}, "--limit says nothing without --tasks; give that too, or leave it out"),
         ({"data": "TEXT", "num_fewshot": 0}, "--num-fewshot says nothing without --tasks"),
         ({"data": "TEXT", "include_path": "."}, "--include-path says nothing without --tasks"),
+        ({"data": "TEXT", "task_batch_size": 4}, "--task-batch-size says nothing without --tasks"),
+        (
+            {"tasks": ["none"], "sequence_length": 64},
+            "--sequence-length says nothing without --data; give that too, or",
+        ),
+        ({"tasks": ["none"], "num_sequences": 3}, "--num-sequences says nothing without --data"),
+        ({"tasks": ["none"], "batch_size": 3}, "--batch-size says nothing without --data"),
         ({"tasks": ["none"], "stride": 3}, "--stride says nothing without --data"),
         ({"tasks": ["none"], "task_batch_size": 0}, "the batch size of tasks is 0; choose 1 or more"),
         ({"tasks": ["none"], "include_path": "nowhere"}, "nowhere is no folder"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,14 @@ def evaluate(
         raise RequestError("nothing to measure; give --data for perplexity, --tasks, or both")
     if task_batch_size < 1:
         raise RequestError(f"the batch size of tasks is {task_batch_size}; choose 1 or more")
-    _refuse_without_effect("--tasks", tasks, include_path=include_path, limit=limit, num_fewshot=num_fewshot)
-    _refuse_without_effect("--data", data, stride=stride)
+    for_tasks = {
+        "include_path": include_path, "limit": limit, "num_fewshot": num_fewshot, "task_batch_size": task_batch_size,
+    }  # fmt: skip
+    for_text = {
+        "sequence_length": sequence_length, "num_sequences": num_sequences, "stride": stride, "batch_size": batch_size,
+    }  # fmt: skip
+    _refuse_without_effect("--tasks", tasks, for_tasks)
+    _refuse_without_effect("--data", data, for_text)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if data is not None:
         for source in sources:
@@ -112,10 +118,10 @@ def evaluate(
     return rows
 
 
-def _refuse_without_effect(needed: str, given: object, **options: object) -> None:
-    """An option that changes nothing would go unnoticed."""
+def _refuse_without_effect(needed: str, given: object, options: Mapping[str, object]) -> None:
+    """An option that is not at its default and changes nothing would go unnoticed."""
     for name, value in options.items():
-        if value is not None and not given:
+        if value != evaluate.__kwdefaults__[name] and not given:
             raise RequestError(
                 f"--{name.replace('_', '-')} says nothing without {needed}; give that too, or leave it out"
             )

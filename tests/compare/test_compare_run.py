@@ -261,6 +261,10 @@ def test_wrong_requests_are_refused_before_anything_is_made(
         compare(config(drops=[2, 6]), out)
     with pytest.raises(RequestError, match=r"^\$\{MODEL\} has a context of 512 tokens, fewer than 513 .*choose 512 or"):
         compare(config(text={"data": "${TEXT}", "sequence_length": 513}), out, dry_run=True)
+    said = r"^tokens=31 is less than one window of 32 tokens; choose 32 or more, or shorter windows$"
+    for dry_run in (True, False):
+        with pytest.raises(RequestError, match=said):
+            compare(config(recovery=["none", {"kind": "lora", "tokens": 31}]), out, dry_run=dry_run)
     monkeypatch.setitem(sys.modules, "secateur.evaluation.harness", None)
     with pytest.raises(RequestError, match=r"tasks cannot be measured here .*; leave 'tasks' out"):
         compare(config(tasks=["arc"]), out)

@@ -258,16 +258,15 @@ def recovery_of(options: dict[str, Any]) -> Any:
     Raises:
         RequestError: if there is one, or a value makes no sense.
     """
-    from secateur.training.recovery import KINDS_OF, Recovery
+    from secateur.training.recovery import Recovery, without_effect
 
-    recovery = settings_of(Recovery, options)
-    for field in dataclasses.fields(Recovery):
-        kinds = KINDS_OF.get(field.name)
-        if kinds and recovery.recover not in kinds and getattr(recovery, field.name) != getattr(Recovery(), field.name):
-            raise RequestError(
-                f"--{field.name.replace('_', '-')} has no effect with --recover {recovery.recover}; add --recover "
-                f"{' or '.join(kinds)}, or leave it out"
-            )
+    recovery: Recovery = settings_of(Recovery, options)
+    if idle := without_effect(recovery):
+        name, kinds = idle
+        raise RequestError(
+            f"--{name.replace('_', '-')} has no effect with --recover {recovery.recover}; add --recover "
+            f"{' or '.join(kinds)}, or leave it out"
+        )
     return recovery
 
 

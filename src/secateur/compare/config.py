@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -29,9 +30,18 @@ from secateur.errors import RequestError
 from secateur.methods import METHODS, Method, method_named
 from secateur.plan import count_to_drop
 from secateur.request import TextSettings
-from secateur.training.recovery import Recovery
+from secateur.training.recovery import Recovery, without_effect
 
-__all__ = ["Block", "Comparison", "MethodChoice", "ModelChoice", "RecoveryChoice", "read_comparison", "slug"]
+__all__ = [
+    "Block",
+    "Comparison",
+    "MethodChoice",
+    "ModelChoice",
+    "RecoveryChoice",
+    "read_comparison",
+    "recovery_names_of_file",
+    "slug",
+]
 
 _BLOCK = ("methods", "drops", "recovery", "seeds", "tasks", "speed")
 _TOP = ("models", "text", "precision", "include_path", "task_limit", *_BLOCK, "blocks")
@@ -209,10 +219,23 @@ def _recovery(item: Any) -> RecoveryChoice:
     values = read_mapping(values, "recovery", [*_RECOVERY, "title"])
     kind = values.get("kind") or "none"  # `none` may be written as null
     title = _string(values.pop("title", None) or kind, "title")
-    settings = {_RECOVERY[name]: value for name, value in {**values, "kind": kind}.items()}
+    given = {_RECOVERY[name]: value for name, value in {**values, "kind": kind}.items()}
+    with recovery_names_of_file():
+        settings = read_settings(Recovery, given, "recovery")
+        if idle := without_effect(settings):
+            name, kinds = idle
+            raise RequestError(
+                f"recovery: {name} has no effect with kind {kind}; choose kind {' or '.join(kinds)}, or leave it out"
+            )
+    return RecoveryChoice(settings=settings, title=title)
+
+
+@contextmanager
+def recovery_names_of_file() -> Iterator[None]:
+    """What is wrong with a recovery, with the names as they stand in the file."""
     try:
-        return RecoveryChoice(settings=read_settings(Recovery, settings, "recovery"), title=title)
-    except RequestError as error:  # with the names as they stand in the file
+        yield
+    except RequestError as error:
         said = re.sub(r"\brecover_", "", str(error))
         raise RequestError(re.sub(r"\brecover\b", "kind", said)) from error
 

@@ -46,11 +46,13 @@ def read_mapping(value: Any, where: str, known: Collection[str], required: Colle
         RequestError: if it is not; an unknown key is answered with the nearest known one.
     """
     if not isinstance(value, Mapping):
-        raise RequestError(f"{where} must be a mapping with {', '.join(known)}, not {value!r}")
+        names = f"a mapping with {', '.join(known)}" if known else "left out: there are none"
+        raise RequestError(f"{where} must be {names}, not {value!r}")
     for key in value:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"choose among {', '.join(known)}"
+            names = f"choose among {', '.join(known)}" if known else "there are none, leave it out"
+            hint = f"did you mean '{near[0]}'?" if near else names
             raise RequestError(f"{where} has no '{key}'; {hint}")
     for key in required:
         if value.get(key) is None:

@@ -23,7 +23,7 @@ from secateur.compare.cells import (
     plan_id,
     request_of,
 )
-from secateur.compare.config import read_comparison
+from secateur.compare.config import read_comparison, recovery_names_of_file
 from secateur.compare.results import STATES, Results, State
 from secateur.compare.tables import perplexity_text, write_tables
 from secateur.compare.workbench import Workbench, check_tasks
@@ -31,6 +31,7 @@ from secateur.disk import full_disk_named, is_full
 from secateur.errors import RequestError, SecateurError, WriteError
 from secateur.progress import Progress, Silent, duration
 from secateur.report.log import Logged, logging_to
+from secateur.training.recovery import check_recovery
 
 __all__ = ["Outcome", "compare", "make_tables"]
 
@@ -107,6 +108,7 @@ def compare(
         most=largest_drops(every),
         results=results,
     )
+    _check_recoveries(cells, bench)
     if not remake:
         results.check_made_alike(matrix.requests)
     if dry_run:
@@ -124,6 +126,14 @@ def compare(
     except OSError as error:
         raise WriteError(f"cannot write to {out}: {error.strerror or error}; {go_on}") from error
     return matrix.outcome()
+
+
+def _check_recoveries(cells: Sequence[Cell], bench: Workbench) -> None:
+    """Refuse a recovery that `prune` would refuse: a budget below one window, or fields that the Trainer does not take."""
+    for cell in {(cell.model.title, cell.recovery.title): cell for cell in cells}.values():
+        data, _ = bench.text(cell.model, cell.seed)
+        with recovery_names_of_file():
+            check_recovery(cell.recovery.settings, data)
 
 
 def make_tables(out: str | Path, *, progress: Progress | None = None) -> list[Path]:

@@ -195,7 +195,7 @@ def _check_unsaid(header: Header, architecture: str, num_layers: int, kept: list
     period = _PERIODS.get(architecture, 1)
     if header.value(f"{architecture}.attention.sliding_window") and not listed:
         period = _SLIDING_PERIODS.get(architecture, period)
-    _check_period(f"llama.cpp treats every {period}th layer of {architecture} in another way", period, kept)
+    _check_period(f"llama.cpp treats one layer in {period} of {architecture} in another way", period, kept)
 
 
 def _check_period(what: str, period: int, kept: list[int]) -> None:

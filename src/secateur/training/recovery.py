@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from secateur.progress import Progress
     from secateur.training.checkpoints import Keeping
 
-__all__ = ["KINDS_OF", "Recovery", "check_recovery", "recover_"]
+__all__ = ["Recovery", "check_recovery", "recover_", "without_effect"]
 
 _RATES = {"lora": 1e-3, "partial": 2e-4, "full": 2e-4, "distill": 2e-4}
 
@@ -35,7 +35,7 @@ _TRAINED: dict[str, Literal["full", "lora", "partial"]] = {
     "lora": "lora", "partial": "partial", "full": "full", "distill": "full",
 }  # fmt: skip
 
-KINDS_OF: dict[str, tuple[str, ...]] = {
+_KINDS_OF: dict[str, tuple[str, ...]] = {
     "recover_tokens": tuple(_RATES), "recover_rate": tuple(_RATES), "recover_batch": tuple(_RATES),
     "recover_micro_batch": tuple(_RATES), "recover_trainer": tuple(_RATES), "recover_rank": ("lora",),
     "recover_alpha": ("lora",), "recover_layers": ("partial",), "distill_weight": ("distill",),
@@ -174,6 +174,14 @@ class Recovery:
 
     def _trained_share(self, num_layers: int, drop: int) -> float:
         return min(min(self.recover_layers, num_layers - drop) / num_layers + _HEAD, 1.0)
+
+
+def without_effect(settings: Recovery) -> tuple[str, tuple[str, ...]] | None:
+    """The first setting that differs from its default and is not used by this kind of recovery, with the kinds that use it."""
+    for name, kinds in _KINDS_OF.items():
+        if settings.recover not in kinds and getattr(settings, name) != getattr(Recovery(), name):
+            return name, kinds
+    return None
 
 
 def check_recovery(settings: Recovery, data: TokenBatches, *, precision: torch.dtype | None = None) -> None:
