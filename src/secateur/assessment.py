@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,9 @@ def evaluate(
 
 def _refuse_without_effect(needed: str, given: object, options: Mapping[str, object]) -> None:
     """An option that is not at its default and changes nothing would go unnoticed."""
+    parameters = signature(evaluate).parameters
     for name, value in options.items():
-        if value != evaluate.__kwdefaults__[name] and not given:
+        if value != parameters[name].default and not given:
             raise RequestError(
                 f"--{name.replace('_', '-')} says nothing without {needed}; give that too, or leave it out"
             )
