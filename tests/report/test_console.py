@@ -108,6 +108,7 @@ def test_comparison_without_values_is_drawn(metrics):
         (format_count(960), "960"),
         (format_count(7.241e9), "7.241 B"),
         (format_bytes(1_080_000_000), "1.08 GB"),
+        (format_bytes(1_623_000_000_000), "1.62 TB"),
     ],
 )
 def test_numbers_are_written_for_people(text, expected):

@@ -102,8 +102,8 @@ def format_count(value: float) -> str:
 
 
 def format_bytes(value: float) -> str:
-    """Bytes in decimal units: `538 MB`, `1.08 GB`."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    """Bytes in decimal units: `538 MB`, `1.08 GB`, `1.62 TB`."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= unit:
             return f"{value / unit:.3g} {name}"
     return f"{value:.0f} B"

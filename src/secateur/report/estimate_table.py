@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secateur.progress import duration
-from secateur.report.comparison import format_bytes
-from secateur.report.speed_table import format_flops
+from secateur.report.comparison import format_bytes, format_count
 
 __all__ = ["estimate_table", "show_estimate"]
 
@@ -45,17 +44,16 @@ def show_estimate(found: Mapping[str, Any], console: Console) -> None:
 
 
 def estimate_table(found: Mapping[str, Any]) -> Table:
-    """A row a phase."""
-    table = Table(box=box.SIMPLE_HEAD)
+    """A row a phase, whole in a terminal of 80 columns; its operations are in `--json` alone."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("phase", no_wrap=True)
-    for name in ("k tokens", "FLOPs", *_PARTS, "peak", "time"):
+    for name in ("tokens", *_PARTS, "peak", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for phase in found["phases"]:
         parts = [sum(phase[f"{name}_bytes"] for name in names) for names in _PARTS.values()]
         table.add_row(
             phase["phase"],
-            f"{phase['tokens'] / 1e3:,.0f}",
-            format_flops(phase["flops"]),
+            format_count(phase["tokens"]),
             *(format_bytes(part) if part else "" for part in parts),
             format_bytes(phase["memory_bytes"]),
             _span(phase["seconds"]),
