@@ -607,7 +607,30 @@ def test_estimate_needs_the_configuration_alone_and_its_table_shows_what_its_jso
 def test_estimate_says_so_where_it_does_not_fit(tiny_checkpoint: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(CARDS, "l4", dataclasses.replace(CARDS["l4"], memory_bytes=1e8))
     assert main(["estimate", str(tiny_checkpoint), "--drop", "2", "--hardware", "l4", "--quiet"]) == 0
-    assert "it does NOT fit: try --sharded" in capsys.readouterr().out
+    assert "it does NOT fit: try" in capsys.readouterr().out
+
+
+def test_estimate_shares_out_the_trainings_alone(tiny_checkpoint: Path, capsys: Any) -> None:
+    command = [
+        "estimate",
+        str(tiny_checkpoint),
+        "--drop",
+        "2",
+        "--hardware",
+        "h100",
+        "--elder.sequences-per-step",
+        "8",
+        "--json",
+    ]
+    found = []
+    for more in (["--devices", "4"], ["--devices", "4", "--sharded"]):
+        assert main([*command, *more]) == 0
+        found.append({phase.pop("phase"): phase for phase in json.loads(capsys.readouterr().out)["phases"]})
+    copied, shared = found
+    assert [name for name in copied if copied[name] != shared[name]] == ["prepare"]
+    assert shared["prepare"]["shards"] == 4
+    for part in ("weights_bytes", "gradients_bytes", "moments_bytes", "kept_bytes"):
+        assert shared["prepare"][part] == pytest.approx(copied["prepare"][part] / 4, abs=1)
 
 
 # ---- tune ------------------------------------------------------------------------------------------------------------------

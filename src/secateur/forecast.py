@@ -55,7 +55,7 @@ def forecast(
         batch_size: windows per forward pass.
         hardware: `here`, where a few layers of the model are timed, or a card of `secateur.estimation.hardware.CARDS`.
         devices: how many of them.
-        sharded: share weights, gradients and moments out over them.
+        sharded: share weights, gradients and moments out over them where the model is trained, after layers were chosen.
         dtype: of the weights; `auto` as the configuration says.
         precision: autocast dtype of the passes: `auto`, `fp32`, `bf16`.
         revision: the branch, tag or commit of a hub id.
@@ -126,16 +126,18 @@ def _precision(precision: str, card: Hardware | None) -> torch.dtype | None:
 
 
 def _described(phase: Phase, card: Hardware, setting: Setting) -> dict[str, Any]:
-    step, share = phase.step, setting.devices if setting.sharded else 1
+    step = phase.step
     return {
         "phase": phase.name,
+        "trains": phase.trains,
+        "shards": phase.shards,
         "tokens": round(phase.tokens),
         "flops": round(phase.flops),
-        "weights_bytes": round(step.weights_bytes / share),
-        "gradients_bytes": round(step.trained_bytes / share),
-        "moments_bytes": round(step.moments_bytes / share),
-        "kept_bytes": round(step.kept_bytes / share),
-        "activations_bytes": max(0, step.peak_bytes - step.static_bytes),
+        "weights_bytes": round(phase.weights_bytes),
+        "gradients_bytes": round(step.trained_bytes / phase.shards),
+        "moments_bytes": round(step.moments_bytes / phase.shards),
+        "kept_bytes": round(step.kept_bytes / phase.shards),
+        "activations_bytes": round(phase.passing_bytes),
         "memory_bytes": round(phase.memory_bytes),
         "seconds": phase.seconds_on(card, setting.devices),
     }

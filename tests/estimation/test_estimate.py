@@ -57,16 +57,33 @@ def test_sixteen_bit_weights_are_trained_in_32_and_run_in_16() -> None:
     assert 2 * narrow["recover"].step.weights_bytes == wide["recover"].step.weights_bytes  # adapters
 
 
-def test_sharded_devices_hold_a_share_of_all_that_is_as_large_as_weights_and_two_layers() -> None:
+def test_trainings_alone_are_shared_out_and_each_device_has_two_layers_whole() -> None:
     whole, shared = phases(), phases(devices=4, sharded=True)
     copied = phases(devices=4)
     for name, phase in whole.items():
+        assert copied[name].memory_bytes == phase.memory_bytes
+        if name not in ("prepare", "recover"):  # measure, choose, cut and prove: the whole model on each device
+            assert shared[name].memory_bytes == phase.memory_bytes
+            continue
         step = phase.step
         static = step.weights_bytes + step.trained_bytes + step.moments_bytes + step.kept_bytes
         passing = step.peak_bytes - static
         expected = static / 4 + passing + 2 * step.largest_layer_bytes + PROCESS_BYTES
         assert shared[name].memory_bytes == pytest.approx(expected)
-        assert copied[name].memory_bytes == phase.memory_bytes
+
+
+def test_a_merge_trains_nothing_and_is_not_shared_out() -> None:
+    merge = Cost(choose_tokens=1, prepare_tokens=1, preparing=Step())
+    found = phases(merge, devices=4, sharded=True)["prepare"]
+    assert (found.trains, found.memory_bytes) == (False, phases(merge)["prepare"].memory_bytes)
+
+
+def test_the_layers_that_were_cut_off_before_a_recovery_are_whole_on_each_device() -> None:
+    cost = Cost(choose_tokens=1, recover_tokens=1, recovering=Step(trains="lora", sequences=1, without=2))
+    whole, shared = (phases(cost, **setting)["recover"] for setting in ({}, {"devices": 4, "sharded": True}))
+    layer = 4 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32)
+    assert whole.weights_bytes == whole.step.weights_bytes
+    assert shared.weights_bytes == (whole.step.weights_bytes - 2 * layer) / 4 + 2 * layer
 
 
 def test_a_card_takes_the_operations_over_two_fifths_of_its_peak_shared_by_its_devices() -> None:

@@ -30,8 +30,9 @@ def add_options(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--devices", type=int, default=1, help="devices that work on it at once")
     parser.add_argument(
-        "--sharded", action="store_true", help="share weights, gradients and moments out over the devices (FSDP)"
-    )
+        "--sharded", action="store_true",
+        help="trainings share weights, gradients and moments out over the devices (FSDP); choosing has the whole model on each",
+    )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the weights"
     )

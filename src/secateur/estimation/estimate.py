@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +36,8 @@ class Setting:
     """Devices that work on it at once, each on its own rows."""
 
     sharded: bool = False
-    """Whether weights, gradients and moments are shared out over the devices (FSDP), instead of copied to each (DDP)."""
+    """Whether trainings share weights, gradients and moments out over the devices (FSDP), instead of copying them to each
+    (DDP)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +50,38 @@ class Phase:
     tokens: float
     """Through the whole dense model, forward; a backward pass counts as what it costs in forward passes."""
 
-    flops: float
-    """Floating-point operations, over all devices."""
-
     step: Footprint
     """Its heaviest step, on a device that holds everything."""
 
-    memory_bytes: float
-    """At the peak, on each device."""
+    flops: float = 0.0
+    """Floating-point operations, over all devices."""
+
+    trains: bool = False
+    """Whether the Trainer trains the model in it, which is what FSDP can share out."""
+
+    shards: int = 1
+    """Devices that what is as large as weights is shared out over."""
+
+    beside_bytes: float = 0.0
+    """Of the weights, what the training knows nothing of, so that each device has it whole."""
+
+    @property
+    def weights_bytes(self) -> float:
+        """Of the model, on each device."""
+        return (self.step.weights_bytes - self.beside_bytes) / self.shards + self.beside_bytes
+
+    @property
+    def passing_bytes(self) -> float:
+        """Of what is not as large as the trained weights, or not shared out: activations, logits, a teacher."""
+        return max(0, self.step.peak_bytes - self.step.static_bytes)
+
+    @property
+    def memory_bytes(self) -> float:
+        """At the peak, on each device, with what the process takes; of what is shared out two layers at a time are whole."""
+        if self.shards == 1:
+            return self.step.peak_bytes + PROCESS_BYTES
+        shared = (self.step.static_bytes - self.step.weights_bytes) / self.shards
+        return self.weights_bytes + shared + self.passing_bytes + 2 * self.step.largest_layer_bytes + PROCESS_BYTES
 
     def seconds_on(self, hardware: Hardware, devices: int = 1) -> float:
         """How long it takes."""
@@ -78,10 +104,8 @@ def estimated_phases(
         ModelError: if the model cannot be run without data.
     """
     per_token = _flops_per_token(config, held_out)
-    return [
-        Phase(name=name, tokens=tokens, flops=tokens * per_token, step=step, memory_bytes=_on_device(step, setting))
-        for name, tokens, step in _heaviest_steps(config, cost, data, held_out, setting)
-    ]
+    phases = _phases(config, cost, data, held_out, setting)
+    return [replace(phase, flops=phase.tokens * per_token) for phase in phases]
 
 
 def estimated_peak(config: Any, cost: Cost, data: TokenBatches, held_out: TokenBatches, setting: Setting) -> float:
@@ -90,41 +114,38 @@ def estimated_peak(config: Any, cost: Cost, data: TokenBatches, held_out: TokenB
     Raises:
         ModelError: if the model cannot be run without data.
     """
-    return max(_on_device(step, setting) for _, _, step in _heaviest_steps(config, cost, data, held_out, setting))
+    return max(phase.memory_bytes for phase in _phases(config, cost, data, held_out, setting))
 
 
-def _heaviest_steps(
-    config: Any, cost: Cost, data: TokenBatches, held_out: TokenBatches, setting: Setting
-) -> list[tuple[str, float, Footprint]]:
-    """The name, tokens and heaviest step of each phase."""
+def _phases(config: Any, cost: Cost, data: TokenBatches, held_out: TokenBatches, setting: Setting) -> Iterator[Phase]:
+    """The phases with tokens and heaviest step, without their operations."""
     forward = _footprint(config, Step(), held_out, setting)
     choosing = _footprint(config, cost.choosing, data, setting)
     measured = (
         1 + (cost.preparing is not None) + (cost.recovering is not None)
     )  # dense; prepared; cut, before a recovery
-    stages = [
-        ("measure", float(measured * held_out.num_tokens), forward),
-        ("choose", cost.choose_tokens, max(forward, choosing, key=lambda step: step.peak_bytes)),
-    ]
+    yield Phase(name="measure", tokens=float(measured * held_out.num_tokens), step=forward)
+    heaviest = max(forward, choosing, key=lambda step: step.peak_bytes)
+    yield Phase(name="choose", tokens=cost.choose_tokens, step=heaviest)
     if cost.preparing is not None:
-        stages.append(("prepare", cost.prepare_tokens, _footprint(config, cost.preparing, data, setting)))
+        step = _footprint(config, cost.preparing, data, setting)
+        yield _trained(Phase(name="prepare", tokens=cost.prepare_tokens, step=step), cost.preparing, setting)
     if cost.recovering is not None:
-        stages.append(("recover", cost.recover_tokens, _footprint(config, cost.recovering, data, setting)))
+        step = _footprint(config, cost.recovering, data, setting)
+        gone = (
+            cost.recovering.without * step.largest_layer_bytes
+        )  # the dense model's; what is trained has no such layers
+        phase = Phase(name="recover", tokens=cost.recover_tokens, step=step, beside_bytes=gone)
+        yield _trained(phase, cost.recovering, setting)
     # Loaded again from disk, beside the dense model and, after a recovery, the one that was trained.
     proof = replace(forward, kept_bytes=(1 if cost.recovering is None else 2) * forward.weights_bytes)
-    stages.append(("cut and prove", 1.0 * held_out.num_tokens, proof))
-    return stages
+    yield Phase(name="cut and prove", tokens=1.0 * held_out.num_tokens, step=proof)
 
 
-def _on_device(step: Footprint, setting: Setting) -> float:
-    """The peak on one device, with what the process takes.
-
-    Sharded, each holds its share of all that is as large as weights, and two layers whole.
-    """
-    if not setting.sharded or setting.devices == 1:
-        return step.peak_bytes + PROCESS_BYTES
-    passing = max(0, step.peak_bytes - step.static_bytes)
-    return step.static_bytes / setting.devices + passing + 2 * step.largest_layer_bytes + PROCESS_BYTES
+def _trained(phase: Phase, step: Step, setting: Setting) -> Phase:
+    """A phase with what the Trainer makes of it; a preparation that trains nothing, as a merge, is none of its own."""
+    trains = step.trains != "nothing"
+    return replace(phase, trains=trains, shards=setting.devices if trains and setting.sharded else 1)
 
 
 _KNOWN: dict[tuple[Any, ...], Any] = {}

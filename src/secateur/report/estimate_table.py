@@ -29,11 +29,7 @@ def show_estimate(found: Mapping[str, Any], console: Console) -> None:
     console.print(estimate_table(found))
     devices = f"{found['devices']} × {hardware['name']}" if found["devices"] > 1 else hardware["name"]
     how = "timed here" if hardware["measured"] else "of its data sheet's peak 40 % assumed"
-    fits = (
-        "it fits"
-        if found["fits"]
-        else "it does NOT fit: try --sharded on more --devices, a smaller --batch-size, or LoRA"
-    )
+    fits = "it fits" if found["fits"] else f"it does NOT fit: {_advice(found)}"
     console.print(
         "training: gradients, AdamW's moments and copies that are kept; passing: activations and logits\n"
         f"{found['drop']} of {found['num_layers']} layers by {found['method']}, {found['dtype']}, on {devices} "
@@ -59,6 +55,26 @@ def estimate_table(found: Mapping[str, Any]) -> Table:
             _span(phase["seconds"]),
         )
     return table
+
+
+def _advice(found: Mapping[str, Any]) -> str:
+    """What makes room in the phases that do not fit, the earliest kind first: what cannot choose need not train."""
+    room = found["hardware"]["memory_bytes"]
+    over = {phase["phase"]: phase for phase in found["phases"] if phase["memory_bytes"] > room}
+    whole = {name: phase for name, phase in over.items() if not phase["trains"]}
+    if not whole:
+        return "try --sharded on more --devices, LoRA, or fewer windows per forward pass (a micro batch)"
+    if set(whole) == {"cut and prove"}:
+        return "prune holds both models in its proof; choose by secateur score, then secateur cut, file to file"
+    held = ("weights", "gradients", "moments", "kept")
+    if any(
+        sum(phase[f"{part}_bytes"] for part in held) > room for name, phase in whole.items() if name != "cut and prove"
+    ):
+        return (
+            "choosing holds the whole model on each device; spread it by secateur score (and eval) --device-map auto, then "
+            "secateur cut, file to file"
+        )
+    return "try a smaller --batch-size or --sequence-length"
 
 
 def _span(seconds: float) -> str:
