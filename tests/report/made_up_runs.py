@@ -75,8 +75,23 @@ def large(name: str = "large", num_layers: int = 80) -> ReportedRun:
     return ReportedRun(name=name, record=record, plan=plan)
 
 
+def blocks(num_layers: int = 32, drop: int = 8) -> ReportedRun:
+    """A choice of one block, with the distance across every other."""
+    layers = range(num_layers)
+    distances = [
+        [
+            (1 - 0.9 ** (length * (1 + 3 * abs(start - 20) / num_layers))) / 2 if start + length <= num_layers else None
+            for length in range(1, num_layers)
+        ]
+        for start in layers
+    ]
+    made = run("blocks", model__num_layers=num_layers, dropped=list(range(20, 20 + drop)), scores=[0.1] * num_layers)
+    return ReportedRun(name=made.name, record=made.record, plan={"provenance": {"distances": distances}})
+
+
 PAGES: dict[str, list[ReportedRun]] = {
     "one run": [run()],
+    "a block": [blocks()],
     "a task": [tuned(0.8, 0.85)],
     "a large model": [large("a-run-whose-name-is-long-enough-to-be-broken-on-a-phone")],
     "several runs": [

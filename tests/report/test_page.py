@@ -137,6 +137,50 @@ def test_a_heat_map_has_a_cell_a_step_and_layer_and_skips_steps_of_nothing() -> 
     assert many.count("<rect") == 60
 
 
+def test_a_heat_map_from_the_least_has_no_cell_for_what_is_missing_and_speaks_of_the_outlined_row() -> None:
+    rows = [[2.0, 6.0, 4.0], [5.0, 4.0, math.nan], [1.0, math.nan, math.nan]]
+    drawn = heat_map(
+        rows, title="t", x_title="start", y_title="length", first=1, from_least=True, outlined=(1, 1)
+    )  # fmt: skip
+    svg = ElementTree.fromstring(drawn)  # noqa: S314
+    *cells, outline = svg.iter("rect")
+    assert [(cell.find("title").text, cell.get("style")) for cell in cells] == [
+        ("length 1, start 0: 2", "fill-opacity:0.10"),
+        ("length 1, start 1: 6", "fill-opacity:1.00"),
+        ("length 1, start 2: 4", "fill-opacity:0.55"),
+        ("length 2, start 0: 5", "fill-opacity:1.00"),
+        ("length 2, start 1: 4", "fill-opacity:0.10"),
+        ("length 3, start 0: 1", "fill-opacity:1.00"),
+    ]
+    assert (outline.get("class"), outline.get("x"), outline.get("y")) == (
+        "outline",
+        cells[4].get("x"),
+        cells[4].get("y"),
+    )
+    (image,) = (each for each in svg.iter("svg"))
+    assert image.get("aria-label") == "t: at length 2 start 0 has the largest value and start 1 the smallest"
+    many = [[0.0, 1.0]] * 200
+    assert "at row 50 " in heat_map(many, title="t", x_title="column", y_title="row", outlined=(50, 1))
+
+
+@pytest.mark.parametrize(
+    ("dropped", "said"), [([1, 2], "The block that went, 2 from layer 1 on, has an outline."), ([0, 2], None)]
+)
+def test_the_distances_of_blocks_stand_by_length_and_first_layer_with_the_block_that_went(
+    dropped: list[int], said: str | None
+) -> None:
+    distances = [[0.2, 0.5, 0.6], [0.1, 0.3, 0.4], [0.4, 0.45, None], [0.3, None, None]]
+    blocks = ReportedRun(name="a", record=run(dropped=dropped).record, plan={"provenance": {"distances": distances}})
+    page = report_page([blocks])
+    titles = [title.text for title in parsed(page).iter("title") if (title.text or "").startswith("length ")]
+    assert len(titles) == 9
+    assert titles[:2] == ["length 1, first layer 0: 0.2", "length 1, first layer 1: 0.1"]
+    assert titles[-1] == "length 3, first layer 1: 0.4"
+    assert page.count('class="outline"') == (said is not None)
+    assert (said or "How far each block") in page
+    assert ("has an outline" in page) == (said is not None)
+
+
 def test_the_front_is_what_no_other_run_betters() -> None:
     sizes, perplexities = (700, 800, 900, 750), (25.0, 22.0, 24.0, 25.0)
     runs = [

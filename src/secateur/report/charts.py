@@ -122,40 +122,78 @@ def lines(
     return _drawing(title, x_title, y_title, marks, key=key, says="; ".join(told))
 
 
-def heat_map(rows: Sequence[Sequence[float]], *, title: str, x_title: str, y_title: str) -> Html:
-    """A row a step and a column a layer, each row by its own largest value; of many rows some sixty are shown."""
-    count = len(rows)
-    shown = sorted({round(place * (count - 1) / 59) for place in range(60)}) if count > 60 else range(count)
+def heat_map(
+    rows: Sequence[Sequence[float]],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    first: int = 0,
+    from_least: bool = False,
+    outlined: tuple[int, int] | None = None,
+) -> Html:
+    """A cell a value, each row by its own largest; of many rows some sixty are shown, and none that has nothing above zero.
+
+    Args:
+        rows: the values; one that is not finite has no cell.
+        title: of the drawing.
+        x_title: what a column is, by its number from 0.
+        y_title: what a row is.
+        first: the number of the first row.
+        from_least: a row's strength begins at its least value, and not at zero.
+        outlined: row and column, by their places, of a cell with an outline; the words then speak of its row, else of the last.
+    """
+    count, chosen = len(rows), None if outlined is None else outlined[0]
+    shown = {round(place * (count - 1) / 59) for place in range(60)} if count > 60 else set(range(count))
+    shown |= set() if chosen is None else {chosen}
     kept = [
-        (number, rows[number]) for number in shown if any(value > 0 for value in rows[number] if math.isfinite(value))
+        (number, rows[number])
+        for number in sorted(shown)
+        if any(value > 0 for value in rows[number] if math.isfinite(value))
     ]
     if not kept:
         return Html("")
     wide, high = (_WIDTH - _LEFT - _RIGHT) / len(rows[0]), max(4.0, min(24.0, 180 / len(kept)))
-    cells = []
+    cells, outline, told = [], Html(""), kept[-1]
     for place, (number, row) in enumerate(kept):
-        most = max(value for value in row if math.isfinite(value))
-        for layer, value in enumerate(row):
-            share = max(0.0, value / most) if math.isfinite(value) and most > 0 else 0.0
-            cells.append(
-                el("rect", el("title", f"step {number}, layer {layer}: {format_small(value)}"), x=round(_LEFT + layer * wide, 1),
-                   y=round(_TOP + place * high, 1), width=round(wide, 1), height=round(high, 1),
-                   style=f"fill-opacity:{math.sqrt(share):.2f}", class_="cell")
-            )  # fmt: skip
+        told = (number, row) if number == chosen else told
+        for column, value in enumerate(row):
+            box = {
+                "x": round(_LEFT + column * wide, 1), "y": round(_TOP + place * high, 1),
+                "width": round(wide, 1), "height": round(high, 1),
+            }  # fmt: skip
+            if math.isfinite(value):
+                says = f"{y_title} {number + first}, {x_title} {column}: {format_small(value)}"
+                strength = f"fill-opacity:{_strength(value, row, from_least=from_least):.2f}"
+                cells.append(el("rect", el("title", says), **box, style=strength, class_="cell"))
+            if (number, column) == outlined:
+                outline = el("rect", **box, class_="outline")
     bottom = _TOP + len(kept) * high
     every = max(1, math.ceil(_LABEL / wide))
     labels = [
-        el("text", layer, x=round(_LEFT + (layer + 0.5) * wide, 1), y=round(bottom + 20, 1), class_="tick")
-        for layer in range(0, len(rows[0]), every)
+        el("text", column, x=round(_LEFT + (column + 0.5) * wide, 1), y=round(bottom + 20, 1), class_="tick")
+        for column in range(0, len(rows[0]), every)
     ]
     ends = [
-        el("text", number, x=_LEFT - 6, y=round(_TOP + (place + 0.8) * high, 1), class_="tick end")
+        el("text", number + first, x=_LEFT - 6, y=round(_TOP + (place + 0.8) * high, 1), class_="tick end")
         for place, number in ((0, kept[0][0]), (len(kept) - 1, kept[-1][0]))
     ]
-    last = [(value, layer) for layer, value in enumerate(kept[-1][1]) if math.isfinite(value)]
-    says = f"at {y_title} {kept[-1][0]} {x_title} {max(last)[1]} has the largest value and {x_title} {min(last)[1]} the smallest"
-    marks = [*cells, *labels, *ends]
+    values = [(value, column) for column, value in enumerate(told[1]) if math.isfinite(value)]
+    says = (
+        f"at {y_title} {told[0] + first} {x_title} {max(values)[1]} has the largest value and {x_title} {min(values)[1]} "
+        "the smallest"
+    )
+    marks = [*cells, outline, *labels, *ends]
     return _drawing(title, x_title, y_title, marks, height=round(bottom + _BOTTOM), says=says)
+
+
+def _strength(value: float, row: Sequence[float], *, from_least: bool) -> float:
+    """How strongly a cell is filled, 0 to 1: by its root, or evenly from what can still be seen up."""
+    finite = [each for each in row if math.isfinite(each)]
+    least, most = min(finite), max(finite)
+    if from_least:
+        return 0.1 + 0.9 * (value - least) / (most - least) if most > least else 1.0
+    return math.sqrt(max(0.0, value / most)) if most > 0 else 0.0
 
 
 def scatter(

@@ -120,6 +120,8 @@ def _key(*, merged: bool) -> Html:
 def _evolution(run: ReportedRun) -> Html:
     about = run.plan.get("provenance") or {}
     gates, steps = about.get("weights_by_round"), about.get("scores_by_step")
+    if about.get("distances"):
+        return _blocks(about["distances"], sorted(run.record["dropped"]))
     if gates:
         return joined(
             el("p", "The weight of each layer, a row a step of its learning; the stronger, the larger."),
@@ -136,6 +138,27 @@ def _evolution(run: ReportedRun) -> Html:
         el("p", "The score of each layer, a row a step, each by its own largest; the stronger, the larger." + said),
         heat_map(steps, title="Scores of the layers as the steps went on", x_title="layer", y_title="step"),
     )
+
+
+def _blocks(distances: list[list[float | None]], dropped: list[int]) -> Html:
+    """The distance across each block of layers, by its first layer and its length, with that of the block that went."""
+    rows = [
+        [math.nan if distance is None else distance for distance in of_length]
+        for of_length in zip(*distances, strict=True)
+    ]
+    start, length = dropped[0], len(dropped)
+    is_block = dropped == list(range(start, start + length))
+    said = (
+        "How far each block of layers turns what goes through it: the angular distance of what leaves it from what enters it, a "
+        "row a length and a column a first layer, each row from its own smallest to its own largest; the paler, the less."
+    )
+    if is_block:
+        said += f" The block that went, {length} from layer {start} on, has an outline."
+    chart = heat_map(
+        rows, title="Distance across blocks of layers", x_title="first layer", y_title="length", first=1, from_least=True,
+        outlined=(length - 1, start) if is_block else None,
+    )  # fmt: skip
+    return joined(el("p", said), chart)
 
 
 def _on_the_way(run: ReportedRun) -> Html:
