@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from secateur import cli
 from secateur.cli import main
+from secateur.cli.words import with_underscores
 from secateur.methods import METHODS
 from secateur.report.console import message_console, results_console
 from secateur.surgery.files import cut_checkpoint
@@ -191,7 +193,23 @@ def test_colour_in_a_terminal_alone_and_not_where_no_color_is_set(
         ),
         (
             "estimate MODEL --drop 2 --method random --hardware h100",
-            "prune MODEL --data SPEC --method random --drop 2 --out DIR",
+            "prune MODEL --drop 2 --method random --data SPEC --out DIR",
+        ),
+        (
+            "score MODEL --data=TEXT --method random --seed 3 --sequence-length=16 --out plan.json --num-sequences 4",
+            "prune MODEL --data=TEXT --method random --seed 3 --sequence-length=16 --num-sequences 4 --drop 25% --out DIR",
+        ),
+        (
+            "estimate MODEL --hardware=h100 --elder.train lora --devices 2 --sharded --drop 2 --recover distill",
+            "prune MODEL --elder.train lora --drop 2 --recover distill --data SPEC --out DIR",
+        ),
+        (
+            "score MODEL --data TEXT --method tail --drop 2 --device-map auto",
+            "cut MODEL --layers 4,5 --out DIR",
+        ),
+        (
+            "score MODEL --data TEXT --method tail --drop 2 --device_map=auto --out plan.json",
+            "cut MODEL --plan plan.json --out DIR",
         ),
         ("check MODEL CUT --files-only", "bench MODEL CUT"),
         ("eval MODEL CUT --data TEXT --num-sequences 2", "bench MODEL CUT"),
@@ -204,11 +222,17 @@ def test_colour_in_a_terminal_alone_and_not_where_no_color_is_set(
     ],
 )
 def test_each_command_ends_with_the_next_sensible_one_unless_quiet_or_json(
-    request_: str, following: str, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    request_: str,
+    following: str,
+    pair: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Sentence {n} says that {n} times {n} is {n * n}.\n\n" for n in range(900)))
-    places = {"MODEL": pair[0], "CUT": pair[1], "TEXT": str(text)}
+    places = {"MODEL": pair[0], "CUT": pair[1], "TEXT": str(text), "--data=TEXT": f"--data={text}"}
+    monkeypatch.chdir(tmp_path)
     words = [places.get(word, word) for word in request_.split()]
     assert main(words) == 0
     captured = capsys.readouterr()
@@ -219,6 +243,32 @@ def test_each_command_ends_with_the_next_sensible_one_unless_quiet_or_json(
     captured = capsys.readouterr()
     assert json.loads(captured.out)
     assert "next:" not in captured.err
+
+
+def test_what_is_next_asks_prune_for_the_settings_that_were_estimated(
+    pair: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = [
+        "--elder.trainer",
+        '{"activation_checkpointing": true}',
+        "--elder.distil=0.5",
+        "--seed",
+        "7",
+        "--batch-size",
+        "2",
+    ]
+    typed += ["--recover", "lora", "--recover-rank=4", "--num-sequences", "8", "--sequence_length=32"]
+    asked = ["estimate", pair[0], "--drop", "2", *typed, "--hardware", "h100", "--devices=2"]
+    assert main(asked) == 0
+    said = shlex.split(capsys.readouterr().err.splitlines()[-1].removeprefix("next: secateur prune "))
+    read = {}
+    for command, words in (("estimate", asked[1:]), ("prune", said)):
+        parsed = cli._parser(command).parse_args([with_underscores(word, METHODS) for word in words])
+        read[command] = dict(vars(parsed))
+    same = read["estimate"].keys() & read["prune"].keys()
+    assert same > {"elder", "recover", "recover_rank", "seed", "batch_size", "sequence_length", "drop", "model"}
+    assert {name: read["prune"][name] for name in same} == {name: read["estimate"][name] for name in same}
+    assert read["prune"]["elder"]["trainer"] == {"activation_checkpointing": True}
 
 
 def test_cut_and_carry_say_what_is_next(

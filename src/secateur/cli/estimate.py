@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_checkpoint, add_method, add_recovery, method_of, print_json, recovery_of, say_next
-from secateur.cli.words import parse_amount
+from secateur.cli.words import carried_over, parse_amount
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -41,7 +41,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_checkpoint(parser)
 
 
-def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
+def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
     from secateur.forecast import forecast
     from secateur.report.console import results_console
@@ -63,7 +63,5 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         print_json(found)
     else:
         show_estimate(found, results_console())
-        say_next(
-            progress, "prune", options["model"], "--data", "SPEC", "--method", options["method"], "--drop", options["drop"],
-            "--out", "DIR",
-        )  # fmt: skip
+        typed = carried_over(words, without=("hardware", "devices"), flags=("sharded",))
+        say_next(progress, "prune", *typed, "--data", "SPEC", "--out", "DIR")

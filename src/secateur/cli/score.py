@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import (
@@ -17,7 +18,7 @@ from secateur.cli.options import (
     say_next,
     text_of,
 )
-from secateur.cli.words import parse_amount
+from secateur.cli.words import carried_over, is_typed, parse_amount
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -41,7 +42,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_placement(parser)
 
 
-def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
+def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
     from secateur.errors import OutputError
     from secateur.pipeline import score
@@ -81,7 +82,15 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         f"{plan.method} would drop layers {', '.join(map(str, plan.dropped))}, in the order {', '.join(map(str, plan.order))}",
         soft_wrap=True,
     )
-    say_next(
-        progress, "prune", options["model"], "--data", options["data"], "--method", plan.method, "--drop", options["drop"],
-        "--out", "DIR",
-    )  # fmt: skip
+    say_next(progress, *_following(options, words, plan.dropped))
+
+
+def _following(options: dict[str, Any], words: list[str], dropped: Sequence[int]) -> list[str]:
+    """The command that goes on from here, as it was asked for; a model spread over devices is too large for `prune`."""
+    if options["device_map"] is not None:
+        layers = ["--layers", ",".join(map(str, dropped))] if options["out"] is None else ["--plan", options["out"]]
+        loading = [] if options["revision"] is None else ["--revision", options["revision"]]
+        loading += ["--trust-remote-code"] if options["trust_remote_code"] else []
+        return ["cut", options["model"], *layers, *loading, "--out", "DIR"]
+    missing = [word for name in ("data", "drop") if not is_typed(words, name) for word in (f"--{name}", options[name])]
+    return ["prune", *carried_over(words, without=("out",)), *missing, "--out", "DIR"]

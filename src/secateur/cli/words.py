@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 __all__ = [
+    "carried_over",
     "check_settings_files",
     "explained",
+    "is_typed",
     "one_line",
     "parse_amount",
     "parse_increase",
@@ -52,6 +54,31 @@ def with_underscores(word: str, methods: Collection[str] = ()) -> str:
     elif owner not in methods:
         owner = owner.replace("-", "_")
     return f"--{owner}{dot}{name}{equals}{value}"
+
+
+def carried_over(words: Sequence[str], *, without: Collection[str], flags: Collection[str] = ()) -> list[str]:
+    """What was typed after the name of a command, for another that does not know some of its options.
+
+    Args:
+        words: as they were typed, `secateur` and the command's name first.
+        without: options that take a value, by their Python names, to leave out.
+        flags: options that take none, to leave out.
+    """
+    kept: list[str] = []
+    following = iter(words[2:])
+    for word in following:
+        option, equals, _ = with_underscores(word).removeprefix("--").partition("=")
+        if word.startswith("--") and option in without:
+            if not equals:
+                next(following, None)
+        elif not (word.startswith("--") and option in flags):
+            kept.append(word)
+    return kept
+
+
+def is_typed(words: Sequence[str], option: str) -> bool:
+    """Whether an option is among the words of a command, not in a file that `--config` names."""
+    return any(with_underscores(word).partition("=")[0] == f"--{option}" for word in words)
 
 
 def check_settings_files(words: Sequence[str], methods: Collection[str]) -> None:
