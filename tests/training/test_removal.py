@@ -15,7 +15,9 @@ from transformers import TrainingArguments, integrations
 from secateur.data import TokenBatches
 from secateur.decoder import Activations, Decoder
 from secateur.errors import RequestError, TrainingDivergedError
+from secateur.training.recovery import Recovery
 from secateur.training.removal import RemovalTraining, identity_penalty, removal_arguments, train_towards_removal_
+from secateur.training.settings import FineTuning
 from tiny_families import build
 
 GONE = [1, 4]
@@ -444,3 +446,45 @@ def test_trainings_that_report_log_every_step_and_what_is_not_installed_is_refus
         assert arguments.logging_strategy == strategy
         assert arguments.logging_steps == 1
         assert arguments.report_to == theirs.get("report_to", [])
+
+
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        (
+            {"optim": "paged_adamw_8bit"},
+            "optim 'paged_adamw_8bit' here: .*pip install .*bitsandbytes.*choose adamw_torch",
+        ),
+        ({"optim": "adamw_9bit"}, "no optim 'adamw_9bit'; choose adamw_torch"),
+    ],
+)
+def test_an_optimizer_that_is_not_here_is_refused_at_once_with_the_remedy(
+    trainer: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
+    for settings in (
+        lambda: RemovalTraining(trainer=trainer),
+        lambda: FineTuning(trainer=trainer),
+        lambda: Recovery(recover="lora", recover_trainer=trainer),
+    ):
+        with pytest.raises(RequestError, match=said) as caught:
+            settings()
+        assert "\n" not in str(caught.value)
+
+
+def test_an_optimizer_that_is_here_or_needs_the_model_is_not_refused_and_starts_nothing() -> None:
+    for trainer in ({"optim": "sgd"}, {"optim": "adafactor"}, {"optim": "rmsprop", "optim_args": "alpha=0.9"}):
+        assert RemovalTraining(trainer=trainer).trainer == trainer
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_activations_are_offloaded_from_a_gpu_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(TrainingArguments, f"{name}_kwargs"):
+        pytest.skip(f"this transformers has no {name}_kwargs")
+    trainer = {name: True, f"{name}_kwargs": {"offload": True}}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert RemovalTraining(trainer=trainer).trainer == trainer
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RequestError, match=f"cannot offload activations here: .*leave offload out of {name}_kwargs"):
+        RemovalTraining(trainer=trainer)
+    assert RemovalTraining(trainer={name: True, f"{name}_kwargs": {"use_reentrant": False}}).trainer[name]

@@ -210,7 +210,7 @@ def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] =
     """Hold further options of the Trainer to the names it knows, and those in `also`.
 
     Raises:
-        RequestError: if one is unknown, or what is to be reported to is not installed.
+        RequestError: if one is unknown, or asks for what is not here: a package that is reported to or has the optimiser, a GPU.
     """
     if not options:  # and nothing heavy is imported
         return
@@ -225,6 +225,49 @@ def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] =
     missing = sorted(wanted - {"none", "all", *(get_available_reporting_integrations() if wanted else ())})
     if missing:
         raise RequestError(f"cannot report to '{missing[0]}', which is not installed here; pip install it, or say none")
+    if "optim" in options:
+        _check_optimizer({name: options[name] for name in ("optim", "optim_args") if name in options})
+    _check_offload(options)
+
+
+def _check_optimizer(named: Mapping[str, Any]) -> None:
+    """Have the Trainer look for the optimiser, which it would do when the layers are chosen."""
+    from transformers import Trainer, TrainingArguments
+    from transformers.training_args import OptimizerNames
+
+    class Arguments(TrainingArguments):  # type: ignore[misc]
+        """Those of the Trainer, without the devices and processes that are set up for a training."""
+
+        def __post_init__(self) -> None:
+            pass
+
+    try:
+        OptimizerNames(named["optim"])
+    except ValueError:
+        raise RequestError(
+            f"the Trainer has no optim '{named['optim']}'; choose adamw_torch, or another of its OptimizerNames"
+        ) from None
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(Arguments(output_dir="unused", **named))
+    except ImportError as error:
+        raise RequestError(
+            f"trainer cannot use optim '{named['optim']}' here: {' '.join(str(error).split())}; or choose adamw_torch"
+        ) from error
+    except Exception:  # noqa: S110  # of any type: some ask for the model, and say what is wrong once they have it
+        pass
+
+
+def _check_offload(options: Mapping[str, Any]) -> None:
+    """Activations are offloaded to memory that is pinned for a GPU."""
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        asked = options.get(name)
+        if isinstance(asked, Mapping) and asked.get("offload"):
+            import torch
+
+            if not torch.cuda.is_available():
+                raise RequestError(
+                    f"trainer cannot offload activations here, where there is no GPU to offload from; leave offload out of {name}"
+                )
 
 
 def rows_at_once(batch: int, micro_batch: int) -> int:
