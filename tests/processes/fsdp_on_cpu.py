@@ -1,4 +1,4 @@
-"""secateur under accelerate's FSDP without GPUs: `torchrun … benchmarks/fsdp_on_cpu.py prune …`.
+"""secateur under accelerate's FSDP without GPUs: `torchrun … tests/processes/fsdp_on_cpu.py prune …`.
 
 accelerate shards only where its processes have GPUs (1.15), though PyTorch's FSDP2 itself runs on CPUs with gloo. For measuring
 here, it is told that they have: everything else is what runs on GPUs.
