@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from secateur.context import WINDOW, check_context
+from secateur.context import check_window
 from secateur.data import TokenBatches, evaluation_windows
 from secateur.errors import RequestError
 from secateur.evaluation.harness import HarnessTasks, mean_score
@@ -86,7 +86,7 @@ def evaluate(
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if data is not None:
         for source in sources:
-            check_context(source, load_config(source, **common), {WINDOW: sequence_length})
+            check_window(source, load_config(source, **common), sequence_length)
     tokenizers = [load_tokenizer(source, **common) for source in sources]
     texts = [
         None

@@ -7,10 +7,7 @@ from typing import Any
 
 from secateur.errors import RequestError
 
-__all__ = ["WINDOW", "check_context", "context_of"]
-
-WINDOW = "tokens of a window (sequence_length)"
-"""How `check_context` names the tokens of a window of text."""
+__all__ = ["check_context", "check_window", "context_of"]
 
 
 def context_of(config: Any) -> int | None:
@@ -37,3 +34,12 @@ def check_context(source: object, config: Any, wanted: Mapping[str, int]) -> Non
         raise RequestError(
             f"{source} has a context of {context} tokens, fewer than {parts}; choose {context} or fewer{together}"
         )
+
+
+def check_window(source: object, config: Any, sequence_length: int) -> None:
+    """Make sure that a model can read a window of text of so many tokens.
+
+    Raises:
+        RequestError: naming the model and its context.
+    """
+    check_context(source, config, {"tokens of a window (sequence_length)": sequence_length})

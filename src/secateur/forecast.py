@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from secateur.context import WINDOW, check_context
+from secateur.context import check_window
 from secateur.data import TokenBatches
 from secateur.depth import layer_count
 from secateur.errors import RequestError
@@ -80,7 +80,7 @@ def forecast(
             raise RequestError(f"{name} must be 1 or more, not {value}")
     card = None if hardware == HERE else hardware_named(hardware)
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
-    check_context(source, config, {WINDOW: sequence_length})
+    check_window(source, config, sequence_length)
     num_layers = layer_count(config)
     count = count_to_drop(drop, num_layers)
     weights = dtype_named(dtype)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from secateur.context import check_window
 from secateur.data import TokenBatches
 from secateur.data.examples import Examples, load_examples
 from secateur.data.task import calibration_windows
@@ -63,7 +64,7 @@ def elder(
     count = count_to_drop(drop, decoder.num_layers)
     if isinstance(data, str):
         text = dataclasses.replace(text or TextSettings(data=data), data=data)
-        text.check_context("the model", model.config)
+        check_window("the model", model.config, text.sequence_length)
         data, _ = text.load(tokenizer, seed)
     context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress or Silent())
     plan = method.plan(decoder, data, drop=count, run=context)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from secateur.budget import plan_within_budget, search_cost
+from secateur.context import check_window
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.errors import RequestError, TrainingDivergedError
@@ -117,7 +118,7 @@ def prune(
     work = by_first(lambda: open_work(out, asked, resume=resume, minutes=checkpoint_minutes))
     with resumable(work, command=redacted_command(command or sys.argv)), PeakMemory() as memory:
         with stages.stage("load"):
-            text.check_context(source, load_config(source, **loading))
+            check_window(source, load_config(source, **loading), text.sequence_length)
             tokenizer = load_tokenizer(source, **loading)
             data, held_out = text.load(tokenizer, seed)
             model = load_model(source, dtype=dtype, **loading)
@@ -204,7 +205,8 @@ def score(
     """
     method = method_named(method)() if isinstance(method, str) else method
     progress = progress or Silent()
-    text.check_context(source, load_config(source, revision=revision, trust_remote_code=trust_remote_code))
+    config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    check_window(source, config, text.sequence_length)
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     data, held_out = text.load(tokenizer, seed)
     model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, placement=placement)

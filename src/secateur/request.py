@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.context import WINDOW, check_context
 from secateur.errors import PlanError, RequestError
 from secateur.plan import PruningPlan, count_to_drop
 from secateur.report.record import count_parameters
@@ -48,14 +47,6 @@ class TextSettings:
 
     batch_size: int = 4
     """Windows per forward pass."""
-
-    def check_context(self, source: object, config: Any) -> None:
-        """Make sure that a model can read a window.
-
-        Raises:
-            RequestError: naming the model and its context.
-        """
-        check_context(source, config, {WINDOW: self.sequence_length})
 
     def load(self, tokenizer: Any, seed: int) -> tuple[TokenBatches, TokenBatches]:
         """Calibration and held-out windows, which never overlap.

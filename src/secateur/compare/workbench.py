@@ -21,6 +21,7 @@ from secateur.compare.cells import Cell, plan_id
 from secateur.compare.config import Comparison, ModelChoice, slug
 from secateur.compare.reading import with_environment
 from secateur.compare.results import Results
+from secateur.context import check_window
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.depth import layer_count
@@ -71,7 +72,7 @@ class Workbench:
             ModelError: if its configuration cannot be read.
             RequestError: if it cannot.
         """
-        self._comparison.text.check_context(model.model, self._config(model))
+        check_window(model.model, self._config(model), self._comparison.text.sequence_length)
 
     def text(self, model: ModelChoice, seed: int) -> tuple[TokenBatches, TokenBatches]:
         """Calibration and held-out windows, as this model's tokenizer makes them.
