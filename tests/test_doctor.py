@@ -35,6 +35,21 @@ def test_a_package_that_is_not_there_is_missing_with_what_it_is_for_and_how_it_c
     assert lm_eval == doctor.Finding("lm-eval", "missing", "for eval --tasks: pip install 'secateur[eval]'")
 
 
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_what_a_training_can_report_to_is_looked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    for there in (False, True):
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda asked: (there or None) if asked == name else real(asked),  # noqa: B023
+        )
+        finding = found(online=False)[name]
+        assert finding.state == ("ok" if there else "missing")
+        assert f"report_to {name}" in finding.says
+        assert (f"pip install {name}" in finding.says) != there
+
+
 @pytest.mark.parametrize(
     ("offline", "fails", "state", "says"),
     [

@@ -143,6 +143,20 @@ def test_quiet_turns_the_bars_of_the_hub_off(pair: list[str], capsys: pytest.Cap
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("options", [[], ["--quiet"], ["--json"]], ids=" ".join)
+def test_code_that_is_run_is_warned_of_each_time_whatever_is_quiet(
+    options: list[str], pair: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert main(["check", *pair, "--files-only", "--trust-remote-code", *options]) == 0
+        captured = capsys.readouterr()
+        warning = "warning: the Python code that comes with the model is run"
+        assert captured.err.count(warning) == 1
+        assert warning not in captured.out
+    assert main(["check", *pair, "--files-only", *options]) == 0
+    assert "Python code" not in capsys.readouterr().err
+
+
 def test_verbose_says_more_and_quiet_errors_alone(pair: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     levels: dict[str, int] = {}
     for option in ("--verbose", "--quiet", "--json"):

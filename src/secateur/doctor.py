@@ -30,6 +30,9 @@ _FEATURES = {
     "shtab": ("shtab", "completion of commands in a shell", "pip install 'secateur[completion]'"),
     "trl": ("trl", "IGIACallback inside trl's SFTTrainer", "pip install trl"),
     "bitsandbytes": ("bitsandbytes", "4-bit base models, 8-bit optimisers", "pip install bitsandbytes"),
+    "tensorboard": ("tensorboard", "trainings that report_to tensorboard", "pip install tensorboard"),
+    "wandb": ("wandb", "trainings that report_to wandb", "pip install wandb"),
+    "mlflow": ("mlflow", "trainings that report_to mlflow", "pip install mlflow"),
     "deepspeed": ("deepspeed", "ZeRO through accelerate", "pip install deepspeed"),
 }
 _CORE = ("secateur", "torch", "transformers", "accelerate", "peft", "datasets", "safetensors", "huggingface_hub")

@@ -485,6 +485,6 @@ def test_activations_are_offloaded_from_a_gpu_alone(name: str, monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert RemovalTraining(trainer=trainer).trainer == trainer
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RequestError, match=f"cannot offload activations here: .*leave offload out of {name}_kwargs"):
+    with pytest.raises(RequestError, match=f"cannot offload activations here, .*leave offload out of {name}_kwargs"):
         RemovalTraining(trainer=trainer)
     assert RemovalTraining(trainer={name: True, f"{name}_kwargs": {"use_reentrant": False}}).trainer[name]

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-logger = logging.getLogger(__name__)
-
 COMMANDS = (
     "demo",
     "score",
@@ -162,8 +160,8 @@ def _run(words: list[str]) -> int:
     from secateur.trust import pickle_allowed
 
     if values.get("trust_remote_code"):
-        logger.warning(
-            "the Python code that comes with the model is run, with all that you may do here; pin it with --revision"
+        _say(  # whatever --quiet leaves out
+            "warning: the Python code that comes with the model is run, with all that you may do here; pin it with --revision"
         )
     allowed = pickle_allowed(values.pop("allow_pickle", False))
     with allowed, _processes(words[0]), _only_the_first_prints():
@@ -218,7 +216,9 @@ def _parser(command: str) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="read options from a YAML file; --print-config writes one")
     module.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress, and errors alone")
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress, and errors alone; the warning of --trust-remote-code stays"
+    )
     parser.add_argument("--verbose", action="store_true", help="say more on standard error")
     return parser
 
