@@ -61,6 +61,13 @@ def code_in(prose: str) -> list[str]:
     return [found[1:-1] for found in _CODE.findall(prose)]
 
 
+def tables_of(page: Path) -> list[list[list[str]]]:
+    """The tables of a page: rows of cells, the first row the heads of the columns."""
+    tables = re.findall(r"(?:^\|.*\|$\n?)+", prose_of(page), re.MULTILINE)
+    rows = [[re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()] for table in tables]
+    return [[head, *body] for head, _, *body in rows]  # the second line draws a rule
+
+
 def links_of(page: Path) -> list[str]:
     """Targets of the links and pictures of a page that are no addresses of the web."""
     return [target for target in _LINK.findall(_CODE.sub("", prose_of(page))) if "://" not in target]

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import secateur
-from documents import PAGES, ROOT, Block, anchors_of, blocks_of, code_in, links_of, prose_of
-from secateur import PruningPlan, cli
+from documents import PAGES, ROOT, Block, anchors_of, blocks_of, code_in, links_of, prose_of, tables_of
+from secateur import METHODS, PruningPlan, cli
 from secateur.compare.config import read_comparison
 from secateur.data.text import HUB_TEXTS, PYTHON_DOCS
 from tiny_models import ascii_tokenizer, tiny_llama
@@ -57,6 +57,9 @@ HANDS_OVER_TO = {
     "score": "secateur.pipeline.score",
     "tune": "secateur.tuning.tune",
 }
+
+BEFORE_THE_PARSER = {"--debug", "--version"}
+"""Options that `secateur` takes by itself."""
 
 PLAN = json.dumps(PruningPlan(num_layers=30, order=(12, 25)).as_json())
 FILES = {
@@ -210,7 +213,7 @@ def test_every_reason_for_not_running_is_needed() -> None:
 
 
 def test_every_option_that_prose_names_is_one_of_a_command() -> None:
-    known = {option for command in cli.COMMANDS for option in options_of(command)}
+    known = BEFORE_THE_PARSER.union(*map(options_of, cli.COMMANDS))
     for page in PAGES:
         for code in code_in(prose_of(page)):
             ours = re.match(r"(secateur .*)?--", code)
@@ -220,7 +223,60 @@ def test_every_option_that_prose_names_is_one_of_a_command() -> None:
 
 def options_of(command: str) -> set[str]:
     """The options of a command as they are typed."""
-    return {name.replace("_", "-") for action in parser_of(command)._actions for name in action.option_strings}
+    return set(defaults_of(command))
+
+
+def defaults_of(command: str) -> dict[str, Any]:
+    """Each option that the help of a command shows, as it is typed, and its default."""
+    actions = [action for action in parser_of(command)._actions if action.help != argparse.SUPPRESS]
+    return {name.replace("_", "-"): action.default for action in actions for name in action.option_strings}
+
+
+def test_every_option_of_every_command_is_named_on_a_page() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "CHANGELOG.md")
+    options = BEFORE_THE_PARSER.union(*map(options_of, cli.COMMANDS))
+    of_a_method = re.compile(rf"--({'|'.join(METHODS)})(\.|$)")  # the test below
+    options = {option for option in options if option.startswith("--") and not of_a_method.match(option)}
+    assert {option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", pages)} == set()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_of_a_method_is_named_on_its_page(name: str) -> None:
+    page = ROOT / "docs" / "methods" / f"{name.removesuffix('-published')}.md"
+    named = {code.partition(" ")[0] for code in code_in(prose_of(page))}
+    for setting in METHODS[name]().options():
+        assert f"--{page.stem}.{setting.replace('_', '-')}" in named
+
+
+def test_every_default_in_a_table_is_that_of_the_option() -> None:
+    known = [defaults_of(command) for command in cli.COMMANDS]
+    held = set()
+    for page in PAGES:
+        for head, *rows in tables_of(page):
+            columns = [number for number, title in enumerate(head) if title == "default" or title.strip("`") in METHODS]
+            for row in rows if "default" in head else ():
+                options = code_in(row[0])
+                for column in columns:
+                    named = [of_method(option, head[column].strip("`")) for option in options]
+                    for option, cell in zip(named, row[column].split(", "), strict=True):
+                        found = [defaults[option] for defaults in known if option in defaults]
+                        assert any(means(cell.strip("`"), default) for default in found), (page, option, cell, found)
+                        held.add(option)
+    assert {"--max-length", "--elder-published.lambda-1", "--recover-rank"} <= held
+
+
+def of_method(option: str, method: str) -> str:
+    """The same setting of another form of the method, where a column is that form's own."""
+    return re.sub(r"^--[\w-]+\.", f"--{method}.", option) if method in METHODS else option
+
+
+def means(cell: str, default: Any) -> bool:
+    """Whether a cell of a table says that value."""
+    if isinstance(default, bool):
+        return cell in (("off", "false"), ("on", "true"))[default]
+    if isinstance(default, (int, float)):
+        return float(cell) == default
+    return cell == ("null" if default is None else str(default))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
