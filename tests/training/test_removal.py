@@ -17,14 +17,11 @@ from secateur.decoder import Activations, Decoder
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.training.recovery import Recovery
 from secateur.training.removal import RemovalTraining, identity_penalty, removal_arguments, train_towards_removal_
-from secateur.training.settings import FineTuning
+from secateur.training.settings import FineTuning, options_as_named_here
 from tiny_families import build
 
 GONE = [1, 4]
 SGD: dict[str, Any] = {"optim": "sgd"}
-CHECKPOINTING = next(  # transformers is renaming it
-    name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, name)
-)
 
 
 @pytest.fixture
@@ -221,15 +218,15 @@ def test_accumulated_micro_batches_equal_the_big_batch(
 
 
 @pytest.mark.parametrize("fade_over", [None, 1.0])
-def test_gradient_checkpointing_gives_the_same_weights(
+def test_activation_checkpointing_gives_the_same_weights(
     decoder: Decoder, windows: TokenBatches, fade_over: float | None
 ) -> None:
     start, twin = weights_of(decoder.model), Decoder(copy.deepcopy(decoder.model))
     settings = {**COMBINED, "fade_over": fade_over}
     train(decoder, windows, **settings)
-    train(twin, windows, **{**settings, "trainer": {**SGD, CHECKPOINTING: True}})
+    train(twin, windows, **{**settings, "trainer": {**SGD, "activation_checkpointing": True}})
     assert_close(decoder.model, twin.model, start)
-    assert not twin.model.is_activation_checkpointing
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in twin.model.modules())
 
 
 def test_resumed_training_ends_with_the_weights_of_the_uninterrupted(
@@ -318,7 +315,7 @@ def test_partial_training_changes_the_last_layers_that_stay_and_what_runs_behind
     few = TokenBatches(windows.input_ids % 60 + 3, 2, "made up")
     start = weights_of(decoder.model)
     settings = {"train": "partial", "partial_layers": 2, "fade_over": 0.0, "steps": 2, "learning_rate": 1e-2}
-    train(decoder, few, **settings, trainer={CHECKPOINTING: checkpointing})
+    train(decoder, few, **settings, trainer={"activation_checkpointing": checkpointing})
     changed = {name for name, weight in decoder.model.named_parameters() if not torch.equal(weight, start[name])}
     last = {name for name in start if name.startswith((f"{decoder.path}.3.", f"{decoder.path}.5."))}
     assert changed >= behind
@@ -479,8 +476,6 @@ def test_an_optimizer_that_is_here_or_needs_the_model_is_not_refused_and_starts_
 
 @pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
 def test_activations_are_offloaded_from_a_gpu_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not hasattr(TrainingArguments, f"{name}_kwargs"):
-        pytest.skip(f"this transformers has no {name}_kwargs")
     trainer = {name: True, f"{name}_kwargs": {"offload": True}}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert RemovalTraining(trainer=trainer).trainer == trainer
@@ -488,3 +483,19 @@ def test_activations_are_offloaded_from_a_gpu_alone(name: str, monkeypatch: pyte
     with pytest.raises(RequestError, match=f"cannot offload activations here, .*leave offload out of {name}_kwargs"):
         RemovalTraining(trainer=trainer)
     assert RemovalTraining(trainer={name: True, f"{name}_kwargs": {"use_reentrant": False}}).trainer[name]
+
+
+def test_a_transformers_before_the_renaming_is_given_the_names_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = TrainingArguments.__dataclass_fields__
+    before = {name: field for name, field in fields.items() if not name.startswith("activation_")}
+    monkeypatch.setattr(TrainingArguments, "__dataclass_fields__", before)
+    trainer = {
+        "activation_checkpointing": True,
+        "activation_checkpointing_kwargs": {"every_n_layers": 2},
+        "optim": "sgd",
+    }
+    assert options_as_named_here(RemovalTraining(trainer=trainer).trainer) == {
+        "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"every_n_layers": 2}, "optim": "sgd",
+    }  # fmt: skip
+    with pytest.raises(RequestError, match="no option 'activation_offloading'"):
+        RemovalTraining(trainer={"activation_offloading": True})

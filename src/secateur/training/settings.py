@@ -15,7 +15,14 @@ from secateur.step import Step
 if TYPE_CHECKING:
     from secateur.data import TokenBatches
 
-__all__ = ["RESUME", "FineTuning", "RemovalTraining", "check_trainer_options", "rows_at_once"]
+__all__ = [
+    "RESUME",
+    "FineTuning",
+    "RemovalTraining",
+    "check_trainer_options",
+    "options_as_named_here",
+    "rows_at_once",
+]
 
 RESUME = "resume_from_checkpoint"
 """An argument of `Trainer.train` that a removal takes beside those of the Trainer itself."""
@@ -181,7 +188,7 @@ class FineTuning:
     """Stop after so many epochs without a better validation score; never if null."""
 
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Further fields of transformers.TrainingArguments (gradient_checkpointing, report_to, optim, save_steps, …)."""
+    """Further fields of transformers.TrainingArguments (activation_checkpointing, report_to, optim, save_steps, …)."""
 
     def __post_init__(self) -> None:
         check_choices(self, "train")
@@ -217,7 +224,7 @@ def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] =
     from transformers import TrainingArguments
     from transformers.integrations import get_available_reporting_integrations
 
-    unknown = sorted(options.keys() - {*TrainingArguments.__dataclass_fields__, *also})
+    unknown = sorted(options_as_named_here(options).keys() - {*TrainingArguments.__dataclass_fields__, *also})
     if unknown:
         raise RequestError(f"trainer has no option '{unknown[0]}'; see transformers.TrainingArguments for what it has")
     asked = options.get("report_to") or ()
@@ -228,6 +235,15 @@ def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] =
     if "optim" in options:
         _check_optimizer({name: options[name] for name in ("optim", "optim_args") if name in options})
     _check_offload(options)
+
+
+def options_as_named_here(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the Trainer by the names it has here: `activation_checkpointing` is `gradient_checkpointing` before 5.23."""
+    from transformers import TrainingArguments
+
+    known = TrainingArguments.__dataclass_fields__
+    older = {name: name.replace("activation_", "gradient_", 1) for name in options.keys() - known.keys()}
+    return {older[name] if older.get(name) in known else name: value for name, value in options.items()}
 
 
 def _check_optimizer(named: Mapping[str, Any]) -> None:

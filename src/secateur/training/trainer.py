@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from secateur.errors import RequestError
 from secateur.processes import count, summed_
-from secateur.training.settings import rows_at_once
+from secateur.training.settings import options_as_named_here, rows_at_once
 
 __all__ = ["Advance", "given_back", "mean_of_processes", "training_arguments"]
 
@@ -70,7 +70,7 @@ def training_arguments(
         "use_cpu": not torch.cuda.is_available(),
     }
     try:
-        return TrainingArguments(**{**common, **ours, **theirs})
+        return TrainingArguments(**{**common, **ours, **options_as_named_here(theirs)})
     except (TypeError, ValueError, ImportError) as error:
         raise RequestError(f"trainer options: {' '.join(str(error).split())}") from error
 
