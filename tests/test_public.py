@@ -113,21 +113,6 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
     assert f"`{name}`" in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_setting_of_a_method_is_named_on_its_page(name):
-    page = (ROOT / "docs" / "methods" / f"{name.removesuffix('-published')}.md").read_text(encoding="utf-8")
-    page = re.sub(r"(--[\w.-]+-)\w+`(, `-\w[\w-]*`)+", lambda list_: _spelt_out(list_[0]), page)
-    for field in dataclasses.fields(METHODS[name]):
-        assert re.search(rf"\b{field.name.replace('_', '[_-]')}\b", page), field.name
-
-
-def _spelt_out(options):
-    """`--a.b-c`, `-d` with both in full: `--a.b-c --a.b-d`."""
-    first, *more = re.findall(r"[\w.-]+", options)
-    stem = first.rpartition("-")[0]
-    return " ".join([first, *(stem + each for each in more)])
-
-
 @pytest.mark.parametrize(
     ("name", "page", "row"),
     [
