@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import logging
+import pkgutil
 import re
 import subprocess
 import sys
@@ -277,6 +278,19 @@ def means(cell: str, default: Any) -> bool:
     if isinstance(default, (int, float)):
         return float(cell) == default
     return cell == ("null" if default is None else str(default))
+
+
+def test_every_name_of_a_module_in_prose_can_be_imported() -> None:
+    named = {code for page in PAGES for code in code_in(prose_of(page)) if re.fullmatch(r"secateur(\.\w+){2,}", code)}
+    for name in named:
+        pkgutil.resolve_name(name)
+    assert "secateur.hub.push" in named
+
+
+def test_every_command_has_its_function_on_the_page_for_python() -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    for command in {*cli.COMMANDS} - {"completion"}:
+        assert re.search(rf"^\| `{command}`|`sc\.{command}\w*`", page, re.MULTILINE), command
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
