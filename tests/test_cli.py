@@ -21,7 +21,7 @@ import torch
 import yaml
 from transformers import DistilBertConfig, DistilBertModel, T5Config, T5ForConditionalGeneration
 
-from secateur import cli, pipeline, stages, task_workbench, tuning
+from secateur import cli, demo, pipeline, stages, task_workbench, tuning
 from secateur.cli import main
 from secateur.cli.words import parse_amount, parse_layers, with_underscores
 from secateur.errors import RequestError, TrainingDivergedError, WriteError
@@ -117,7 +117,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "prune MODEL --data DATA --out OUT --drop 2 --recover distill --distill-weight 2": ("distill_weight", "not 2"),
     "prune MODEL --data DATA --out OUT --drop 2 --recover distill --distill-temperature 0": ("distill_temperature", "not 0"),
-    'prune MODEL --data DATA --out OUT --drop 2 --recover full --recover-trainer {"optim":"nope"}': ("trainer options", "nope"),
+    'prune MODEL --data DATA --out OUT --drop 2 --recover full --recover-trainer {"optim":"nope"}': ("no optim 'nope'", "choose adamw_torch"),
     "prune MODEL --data DATA --out OUT --layers 9": ("no layer 9", "0..5"),
     "prune MODEL --data DATA --out OUT --layers 1,1": ("a layer twice: [1, 1]", "name each layer once"),
     "prune MODEL --data DATA --out OUT --layers 0-5": ("cannot drop 6 of 6 layers", "choose 1..5"),
@@ -660,7 +660,7 @@ WRONG_TUNE: dict[str, tuple[str, str]] = {
     "tune MODEL --data TASK --out OUT --drop 2 --gradpruner.keep 2": ("keep is the share", "not 2"),
     "tune MODEL --data TASK --out OUT --drop 2 --elder.steps 4": ("--elder.steps is a setting of elder", "--method elder"),
     'tune MODEL --data TASK --out OUT --drop 2 --trainer {"nope":1}': ("no option 'nope'", "TrainingArguments"),
-    'tune MODEL --data TASK --out OUT --drop 2 --trainer {"optim":"nope"}': ("trainer options:", "nope"),
+    'tune MODEL --data TASK --out OUT --drop 2 --trainer {"optim":"nope"}': ("no optim 'nope'", "choose adamw_torch"),
     "tune MODEL --data nowhere.jsonl --out OUT --drop 2": ("'nowhere.jsonl'", "give a"),
     "tune MODEL --data TASK --test-data SENTENCES --out OUT --drop 2": ("text examples", "the same columns"),
     "tune MODEL --data TASK --template {txt}? --out OUT --drop 2": ("names no column with {txt}", "did you mean {text}?"),
@@ -903,3 +903,24 @@ def test_an_error_without_a_signal_stays_an_error(monkeypatch, capsys, tmp_path)
     monkeypatch.setattr(cli, "_run", run)
     assert cli.main(["doctor"]) == 1
     assert "error: RuntimeError: cannot go on" in capsys.readouterr().err
+
+
+def test_demo_hands_over_what_an_interrupted_one_goes_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def prune(source: str, **options: Any) -> None:
+        asked.update(options, source=source)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "prune", prune)
+    monkeypatch.setattr(demo, "fetch_sample_model", lambda progress: "sample")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "there").touch()
+    assert main(["demo", f"--out={out}", "--resume", "--checkpoint-minutes=0"]) == 130  # not refused for what is there
+    assert (asked["source"], asked["out"], asked["resume"], asked["checkpoint_minutes"]) == (
+        "sample",
+        str(out),
+        True,
+        0,
+    )

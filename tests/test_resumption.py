@@ -218,11 +218,12 @@ def test_run_goes_on_only_as_it_began(tiny_checkpoint: Path, text: TextSettings,
             run(tiny_checkpoint, text, out, "laco", resume=True)
     finally:
         data.write_text(before)
-    with (
-        disk.held(work_directory(out)),
-        pytest.raises(RequestError, match=r"another process is at the run in .*out\.work"),
-    ):
-        run(tiny_checkpoint, text, out, "laco", resume=True)
+    for resume in (True, False):
+        with (
+            disk.held(work_directory(out)),
+            pytest.raises(RequestError, match=r"another process is at the run in .*out\.work"),
+        ):
+            run(tiny_checkpoint, text, out, "laco", resume=resume)
     assert (work_directory(out) / "choice.json").is_file()
 
 

@@ -21,14 +21,22 @@ PROMPTS = ("The for statement is used to", "An exception is raised when", "The t
 
 
 def demo(
-    out: str | Path, *, overwrite: bool = False, seed: int = 0, progress: Progress, command: Sequence[str] | None = None
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    checkpoint_minutes: float = 5.0,
+    seed: int = 0,
+    progress: Progress,
+    command: Sequence[str] | None = None,
 ) -> Pruned:
     """Prune the sample model by ELDeR on the help topics of Python's standard library.
 
     Raises:
         SecateurError: as `fetch_sample_model` and `prune` do.
     """
-    check_output(out, overwrite=overwrite)
+    if not resume:
+        check_output(out, overwrite=overwrite)
     return prune(
         fetch_sample_model(progress=progress),
         method=METHOD,
@@ -36,6 +44,8 @@ def demo(
         target=Target(drop=DROP),
         out=out,
         overwrite=overwrite,
+        resume=resume,
+        checkpoint_minutes=checkpoint_minutes,
         seed=seed,
         prompts=PROMPTS,
         progress=progress,

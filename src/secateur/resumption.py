@@ -45,6 +45,7 @@ _REQUEST, _LOG, _PLAN, _ADAPTERS = "request.json", "run.log", "plan.json", "adap
 _NOTHING = {_REQUEST, _LOG, _PLAN, _ADAPTERS, "plan.masks.safetensors"}
 """What there is before a phase is done."""
 
+_OTHERS = "another process is at the run in {}; wait for it, or choose another --out"
 _GO_ON = "run the same command with --resume to go on"
 
 
@@ -241,6 +242,9 @@ def open_work(out: str | Path, asked: dict[str, Any], *, resume: bool, minutes: 
     work = Work(keeping=Keeping(folder=folder, minutes=minutes))
     if not resume:
         if known.exists():
+            with held(folder) as free:
+                if free is False:
+                    raise RequestError(_OTHERS.format(folder))
             raise RequestError(
                 f"{folder} holds an unfinished run; add --resume to go on with it, or remove it to start over"
             )
@@ -296,7 +300,7 @@ def resumable(work: Work, *, command: str = "") -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     with held(folder) as mine:
         if mine is False:
-            raise RequestError(f"another process is at the run in {folder}; wait for it, or choose another --out")
+            raise RequestError(_OTHERS.format(folder))
         try:
             with logging_to(folder / _LOG, command):
                 yield

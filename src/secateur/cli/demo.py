@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_out, add_seed, print_pruned
+from secateur.cli.options import add_out, add_resume, add_seed, print_pruned
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -18,6 +18,7 @@ USAGE = "[--out DIR] [OPTIONS]"
 def add_options(parser: ArgumentParser) -> None:
     """The options of this command."""
     add_out(parser, default="secateur-demo")
+    add_resume(parser)
     add_seed(parser)
 
 
@@ -26,6 +27,12 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     from secateur.demo import demo
 
     result = demo(
-        options["out"], overwrite=options["overwrite"], seed=options["seed"], progress=progress, command=words
+        options["out"],
+        overwrite=options["overwrite"],
+        resume=options["resume"],
+        checkpoint_minutes=options["checkpoint_minutes"],
+        seed=options["seed"],
+        progress=progress,
+        command=words,
     )
     print_pruned(result, as_json=options["json"])

@@ -247,7 +247,15 @@ def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
         f"of the model {held_to}, and cached generation agrees with uncached",
         soft_wrap=True,
     )
-    console.print(f"the pruned model is in {path}; next: secateur eval {path} --data SPEC", soft_wrap=True)
+    _say_where(path, console)
+
+
+def _say_where(path: str, console: Console) -> None:
+    console.print(
+        f"the pruned model is in {path}, its report is {path}/secateur/report.html\n"
+        f"next: secateur eval {path} --data SPEC",
+        soft_wrap=True,
+    )
 
 
 def show_tuned(record: dict[str, Any], path: str, console: Any) -> None:
@@ -279,7 +287,7 @@ def show_tuned(record: dict[str, Any], path: str, console: Any) -> None:
             soft_wrap=True,
         )
     else:
-        console.print(f"the pruned model is in {path}; next: secateur eval {path} --data SPEC", soft_wrap=True)
+        _say_where(path, console)
 
 
 def task_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
