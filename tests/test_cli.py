@@ -117,7 +117,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "prune MODEL --data DATA --out OUT --drop 2 --recover distill --distill-weight 2": ("distill_weight", "not 2"),
     "prune MODEL --data DATA --out OUT --drop 2 --recover distill --distill-temperature 0": ("distill_temperature", "not 0"),
-    'prune MODEL --data DATA --out OUT --drop 2 --recover full --recover-trainer {"optim":"nope"}': ("no optim 'nope'", "choose adamw_torch"),
+    'prune MODEL --data DATA --out OUT --drop 2 --recover full --recover-trainer {"optim":"nope"}': ("'nope'", "choose adamw"),
     "prune MODEL --data DATA --out OUT --layers 9": ("no layer 9", "0..5"),
     "prune MODEL --data DATA --out OUT --layers 1,1": ("a layer twice: [1, 1]", "name each layer once"),
     "prune MODEL --data DATA --out OUT --layers 0-5": ("cannot drop 6 of 6 layers", "choose 1..5"),
