@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_out, add_resume, add_seed, print_pruned
+from secateur.cli.options import add_out, add_resume, add_seed, print_pruned, resume_of
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -29,8 +29,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     result = demo(
         options["out"],
         overwrite=options["overwrite"],
-        resume=options["resume"],
-        checkpoint_minutes=options["checkpoint_minutes"],
+        **resume_of(options),
         seed=options["seed"],
         progress=progress,
         command=words,
