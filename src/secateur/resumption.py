@@ -66,9 +66,9 @@ def finished(out: str | Path) -> bool:
 
 def identity(**asked: Any) -> dict[str, Any]:
     """What makes two runs the same run, as plain JSON values: what was asked for, and what computes it."""
-    computes: dict[str, Any] = {name: versions()[name] for name in ("torch", "transformers", "device")}
-    computes |= {"secateur": secateur_version(), "number_of_processes": count(), "sharding": sharded()}
-    return dict(json.loads(json.dumps({**asked, **computes}, default=str)))
+    computes = {name: number for name, number in versions().items() if name in ("torch", "transformers", "device")}
+    by = {"secateur": secateur_version(), "number_of_processes": count(), "sharding": sharded()}
+    return dict(json.loads(json.dumps({**asked, **computes, **by}, default=str)))
 
 
 @dataclass(frozen=True, kw_only=True)

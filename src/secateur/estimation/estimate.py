@@ -121,9 +121,8 @@ def _phases(config: Any, cost: Cost, data: TokenBatches, held_out: TokenBatches,
     """The phases with tokens and heaviest step, without their operations."""
     forward = _footprint(config, Step(), held_out, setting)
     choosing = _footprint(config, cost.choosing, data, setting)
-    measured = (
-        1 + (cost.preparing is not None) + (cost.recovering is not None)
-    )  # dense; prepared; cut, before a recovery
+    # The dense model; a prepared one; the cut one, before a recovery.
+    measured = 1 + (cost.preparing is not None) + (cost.recovering is not None)
     yield Phase(name="measure", tokens=float(measured * held_out.num_tokens), step=forward)
     heaviest = max(forward, choosing, key=lambda step: step.peak_bytes)
     yield Phase(name="choose", tokens=cost.choose_tokens, step=heaviest)
@@ -132,9 +131,8 @@ def _phases(config: Any, cost: Cost, data: TokenBatches, held_out: TokenBatches,
         yield _trained(Phase(name="prepare", tokens=cost.prepare_tokens, step=step), cost.preparing, setting)
     if cost.recovering is not None:
         step = _footprint(config, cost.recovering, data, setting)
-        gone = (
-            cost.recovering.without * step.largest_layer_bytes
-        )  # the dense model's; what is trained has no such layers
+        # Layers of the dense model that what is trained does not have.
+        gone = cost.recovering.without * step.largest_layer_bytes
         phase = Phase(name="recover", tokens=cost.recover_tokens, step=step, beside_bytes=gone)
         yield _trained(phase, cost.recovering, setting)
     # Loaded again from disk, beside the dense model and, after a recovery, the one that was trained.
