@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import torch
 
-NUM_LAYERS, VOCABULARY, TOKENS, WINDOWS = 24, 8192, 16, 4
+NUM_LAYERS, VOCABULARY, WINDOWS = 24, 8192, 4
 SETTINGS: dict[str, dict[str, Any]] = {
     "gradpruner": {"scoring_steps": 3, "scoring_batch": 2},
     "elder": {"joint_steps": 2, "measured_start": False, "shortlist": 1},
@@ -37,15 +37,18 @@ def main() -> None:
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="bf16", help="of the passes; fp32 is the weights' own"
     )
+    parser.add_argument("--tokens", type=int, default=16, help="of a window; there are four")
+    parser.add_argument("--batch", type=int, default=2, help="windows that are passed at once")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--phase", nargs=2, metavar=("METHOD", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.phase:
-        print(json.dumps(measured(*options.phase, options.precision)))
+        print(json.dumps(measured(*options.phase, options.precision, options.tokens, options.batch)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_model(folder, options.parameters)
+        write_model(folder, options.parameters, options.tokens)
         words = [sys.executable, __file__, "--precision", options.precision]
+        words += ["--tokens", str(options.tokens), "--batch", str(options.batch)]
         rows = []
         for name in SETTINGS:
             done = subprocess.run([*words, "--phase", name, folder], stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
@@ -55,20 +58,20 @@ def main() -> None:
         options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def write_model(folder: str, parameters: float) -> None:
+def write_model(folder: str, parameters: float, tokens: int) -> None:
     """A Llama of 24 layers with about so many parameters, random, in bfloat16."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     width = max(64, round((parameters / (16 * NUM_LAYERS)) ** 0.5 / 64) * 64)  # of 16·width² weights a layer
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=width // 64, num_key_value_heads=width // 64, max_position_embeddings=TOKENS,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64, max_position_embeddings=tokens,
         tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
 
 
-def measured(name: str, folder: str, precision: str) -> dict[str, Any]:
+def measured(name: str, folder: str, precision: str, tokens: int, batch: int) -> dict[str, Any]:
     """The memory that a method's choice of layers takes, in this process."""
     from secateur.data import TokenBatches
     from secateur.decoder import Decoder
@@ -83,13 +86,15 @@ def measured(name: str, folder: str, precision: str) -> dict[str, Any]:
     gc.collect()
     loaded = held()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    ids = torch.randint(3, VOCABULARY, (WINDOWS, TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, VOCABULARY, (WINDOWS, tokens), generator=torch.Generator().manual_seed(0))
     run = Run(precision=torch.bfloat16 if precision == "bf16" else None)
     with PeakMemory(interval=0.01) as memory:
-        method.plan(Decoder(model), TokenBatches(ids, 2, "random"), drop=2, run=run)
+        method.plan(Decoder(model), TokenBatches(ids, batch, "random"), drop=2, run=run)
     return {
         "method": name,
         "precision": precision,
+        "tokens": tokens,
+        "batch": batch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights_bytes": weights,
         "loaded": round((loaded - before) / weights, 3),
