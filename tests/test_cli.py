@@ -79,6 +79,10 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out OUT --drop 2 --sequence-lenght 3": ("--sequence", "did you mean --sequence-length?"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.lambda1 3": ("--elder.lambda1", "did you mean --elder.lambda-1?"),
     "prune MODEL --data DATA --out OUT --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
+    # Said before the weights are read, which are damaged.
+    "prune CORRUPT --data DATA --out OUT --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
+    "prune CORRUPT --data DATA --out OUT --layers 4,9": ("9", "0..5"),
+    "score CORRUPT --data DATA --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
     "prune MODEL --data DATA --out OUT --drop 0": ("cannot drop 0 of 6 layers", "choose 1..5"),
     "prune MODEL --data DATA --out OUT --drop -1": ("cannot drop -1 of 6 layers", "choose 1..5"),
     "prune MODEL --data DATA --out OUT --drop abc": ("'abc'", "a count such as 8 or a share such as 25%"),
@@ -347,7 +351,7 @@ def test_debug_shows_the_traceback(places: dict[str, str], here: Path, capsys: p
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_exits_0_and_explains_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
+    assert main([command, "--help", "--method", "all"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     shown = re.findall(r"^  (--[\w.-]+)", captured.out, re.MULTILINE)
@@ -362,7 +366,7 @@ def test_help_exits_0_and_explains_every_option(command: str, capsys: pytest.Cap
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_option_states_description_and_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A described option has words of its own besides what the parser adds in brackets."""
-    main([command, "--help"])
+    main([command, "--help", "--method=all"])
     entries = re.split(r"^  (?=-)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
     for entry in entries:
         words = " ".join(entry.split("\n\n")[0].split())
@@ -372,6 +376,21 @@ def test_every_option_states_description_and_default(command: str, capsys: pytes
         described = re.sub(r"\(.*(type|default|required).*\)|^\{.*?\}|^[A-Z_0-9.-]+ ", "", rest).strip()
         assert len(described) > 5, words
         assert "default: " in rest or "required" in rest, words
+
+
+@pytest.mark.parametrize("command", ["prune", "score", "estimate"])
+@pytest.mark.parametrize(
+    ("words", "explained"),
+    [([], set()), (["--method", "sleb"], {"sleb"}), (["--method=elder-published"], {"elder-published"})],
+)
+def test_help_explains_the_settings_of_the_method_that_was_named_alone(
+    command: str, words: list[str], explained: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, *words, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert set(re.findall(r"^settings of ([\w-]+)", shown, re.MULTILINE)) == explained
+    assert {method for method in METHODS if f"  --{method}." in shown} == explained
+    assert "--method NAME --help lists the settings of that method as well" in " ".join(shown.split())
 
 
 def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -648,6 +667,7 @@ WRONG_TUNE: dict[str, tuple[str, str]] = {
     "tune MODEL --data TASK --out OUT": ("given: none", "one of --drop, --target-params or --layers"),
     "tune MODEL --data TASK --out OUT --target-speedup 1.3": ("--target-speedup", "secateur tune --help"),
     "tune MODEL --data TASK --out OUT --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
+    "tune CORRUPT --data TASK --out OUT --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
     "tune MODEL --data TASK --out OUT --drop 2 --train half": ("--train", "'full', 'lora'"),
     "tune MODEL --data TASK --out OUT --drop 2 --epocs 3": ("--epocs", "did you mean --epochs?"),
     "tune MODEL --data TASK --out OUT --drop 2 --epochs x": ("--epochs: expects float, not 'x'", "--help"),

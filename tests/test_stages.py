@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+from secateur.decoder import Decoder
 from secateur.evaluation import speed
 from secateur.evaluation.speed import Laps
+from secateur.methods import Run
 from secateur.progress import Silent
-from secateur.stages import add_speed
+from secateur.stages import add_speed, tokens_per_second
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,15 @@ def test_speeds_are_tokens_over_median_seconds_of_as_many_tokens_as_the_context_
             "prefill_tokens_per_second": prompt_tokens / median,
             "decode_tokens_per_second": new_tokens / (2 * median),
         }
+
+
+def test_the_speed_of_a_run_is_that_of_the_fastest_pass_of_a_few(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Any
+) -> None:
+    """By a clock of ours: one pass of 4 s, then 1.5, 0.25 and 1 s; after 2 s no further one begins."""
+    now = iter([0.0, 0.0, 4.0, 4.0])
+    monkeypatch.setattr("secateur.stages.time.perf_counter", lambda: next(now))
+    ids = torch.arange(3, 35).unsqueeze(0)
+    assert tokens_per_second(Decoder(tiny_model), ids, Run()) == pytest.approx(32 / 4)
+    now = iter([0.0, 0.0, 1.5, 1.5, 1.5, 1.75, 1.75, 1.75, 2.75, 2.75])
+    assert tokens_per_second(Decoder(tiny_model), ids, Run()) == pytest.approx(32 / 0.25)

@@ -16,7 +16,7 @@ from secateur.estimation.hardware import HERE, Hardware, hardware_here, hardware
 from secateur.loading import autocast_dtype, dtype_named, load_config
 from secateur.methods import Method, method_named
 from secateur.plan import count_to_drop
-from secateur.progress import Progress, Silent
+from secateur.progress import Progress, Silent, in_one_step
 from secateur.stages import with_recovery
 from secateur.training.recovery import Recovery
 
@@ -92,15 +92,13 @@ def forecast(
         for windows in (num_sequences, num_eval_sequences)
     )
     cost = with_recovery(method.cost(num_layers, count, data), recovery or Recovery(), num_layers, count, data)
-    with progress.track("running the phases without data", 1) as advance:
+    with in_one_step(progress, "running the phases without data"):
         phases = estimated_phases(config, cost, data, held_out, setting)
-        advance(1)
     if card is None:
-        with progress.track("timing a few layers here", 1) as advance:
+        with in_one_step(progress, "timing a few layers here"):
             card = hardware_here(
                 config, sequences=batch_size, tokens=sequence_length, dtype=setting.dtype, precision=setting.precision
             )
-            advance(1)
     memory = max(phase.memory_bytes for phase in phases)
     return {
         "model": str(source),

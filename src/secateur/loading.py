@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from secateur.connection import asking_hub, hub_answers, quiet_hub
 from secateur.depth import layer_count
 from secateur.errors import ModelError, UnsupportedModelError
 from secateur.trust import is_pickle_allowed
@@ -143,6 +144,8 @@ def load_config(source: str | Path, *, revision: str | None = None, trust_remote
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    if _can_only_be_here(source) and not Path(source).exists():
+        raise ModelError(f"there is no {source}; give a local checkpoint directory, or a hub id (owner/name)")
     with _explained(source), quiet_transformers():
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
@@ -180,7 +183,7 @@ def local_checkpoint(source: str | Path, *, revision: str | None = None) -> Path
     """
     from huggingface_hub import snapshot_download
 
-    if Path(source).is_dir() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+    if Path(source).is_dir() or _can_only_be_here(source) or "/" not in str(source):
         return Path(source).expanduser()
     with _explained(source):
         # Weights in other formats than safetensors are not needed, and can be as large again.
@@ -195,7 +198,7 @@ def described_in(source: str | Path, *, revision: str | None = None) -> Path | N
     if Path(source).is_dir():
         return Path(source)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), asking_hub():
             return Path(snapshot_download(str(source), revision=revision, allow_patterns=["README.md", *_LICENCES]))
     except Exception:  # of any type: no hub id, offline, no network; nothing is then known
         logger.debug("no card of %s", source, exc_info=True)
@@ -222,9 +225,14 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if device.type == "cpu" and native is not None and native() else None
 
 
+def _can_only_be_here(source: str | Path) -> bool:
+    """Whether a model's name can be no hub id, which is `name` or `owner/name`."""
+    return str(source).count("/") > 1 or str(source).startswith((".", "/", "~"))
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice from transformers in here; the setting comes back."""
+    """No progress bars and no advice from transformers and the hub in here; the setting comes back."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
     from transformers.utils import logging as hf
 
@@ -232,7 +240,8 @@ def quiet_transformers() -> Iterator[None]:
     hf.set_verbosity_error()
     hf.disable_progress_bar()
     try:
-        yield
+        with quiet_hub():
+            yield
     finally:
         hf.set_verbosity(level)
         if bars:
@@ -243,18 +252,20 @@ def quiet_transformers() -> Iterator[None]:
 
 @contextmanager
 def _explained(source: str | Path, what: str = "") -> Iterator[None]:
-    """Turn whatever the hub or the file says into one line about `source`."""
+    """Read `source` from where it is, and turn whatever the hub or the file says into one line about it."""
     from safetensors import SafetensorError
 
     try:
-        yield
+        with nullcontext() if Path(source).exists() else asking_hub():
+            yield
     except SafetensorError as error:
         raise ModelError(f"{source} has a damaged safetensors file ({error}); copy or download it again") from error
     except Exception as error:  # of any type: a configuration with a wrong value fails wherever it is first used
         logger.debug("loading failed", exc_info=True)
         reason = " ".join(str(error).split())
         if not Path(source).exists():
-            remedy = "give a local checkpoint directory, or a hub id while online"
+            away = "" if hub_answers() else "the hub does not answer, and it is not in its cache: "
+            remedy = f"{away}give a local checkpoint directory, or a hub id while online"
         elif not (Path(source) / "config.json").is_file():
             remedy = "give a directory that holds config.json and *.safetensors"
         elif any(Path(source).glob("*.bin")) and not any(Path(source).glob("*.safetensors")):

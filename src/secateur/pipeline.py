@@ -19,6 +19,7 @@ from secateur.budget import plan_within_budget, search_cost
 from secateur.context import check_window
 from secateur.data import TokenBatches
 from secateur.decoder import Decoder
+from secateur.depth import layer_count
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.evaluation.generation import generations
 from secateur.evaluation.memory import PeakMemory
@@ -26,12 +27,13 @@ from secateur.loading import Placement, autocast_dtype, is_offloaded, load_confi
 from secateur.methods import METHODS, Cost, Method, Run, method_named
 from secateur.plan import PruningPlan, count_to_drop
 from secateur.processes import by_first
-from secateur.progress import Progress, Silent
+from secateur.progress import Progress, Silent, in_one_step
 from secateur.report.log import Logged
 from secateur.report.record import describe_model, redacted_command, run_record
-from secateur.request import PROMPTS, Pruned, Target, TextSettings, num_to_drop
+from secateur.request import PROMPTS, Pruned, Target, TextSettings, check_target, num_to_drop
 from secateur.resumption import Work, finished, identity, open_work, resumable
 from secateur.stages import (
+    LESS_WHAT_IS_DONE,
     Stages,
     add_speed,
     agreed_plan,
@@ -118,7 +120,9 @@ def prune(
     work = by_first(lambda: open_work(out, asked, resume=resume, minutes=checkpoint_minutes))
     with resumable(work, command=redacted_command(command or sys.argv)), PeakMemory() as memory:
         with stages.stage("load"):
-            check_window(source, load_config(source, **loading), text.sequence_length)
+            config = load_config(source, **loading)
+            check_window(source, config, text.sequence_length)
+            check_target(target, layer_count(config))
             tokenizer = load_tokenizer(source, **loading)
             data, held_out = text.load(tokenizer, seed)
             model = load_model(source, dtype=dtype, **loading)
@@ -132,7 +136,8 @@ def prune(
             trust_remote_code=trust_remote_code, prompts=prompts, work=work,
         )  # fmt: skip
         check_recovery(recovery, data, precision=bench.run.precision)
-        stages.progress.note(preflight(decoder, data, held_out, bench.cost(method, recovery, target), bench.run))
+        ahead = preflight(decoder, data, held_out, bench.cost(method, recovery, target), bench.run)
+        stages.progress.note(f"{ahead}{LESS_WHAT_IS_DONE if resume else ''}")
         about = describe_model(model, id=str(source), revision=revision)
         work.begin({**asked, "texts": [data.fingerprint, held_out.fingerprint], "config": about["config_sha256"]})
         with stages.stage("measure dense"):
@@ -207,6 +212,7 @@ def score(
     progress = progress or Silent()
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     check_window(source, config, text.sequence_length)
+    count = count_to_drop(drop, layer_count(config))
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     data, held_out = text.load(tokenizer, seed)
     model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, placement=placement)
@@ -217,7 +223,6 @@ def score(
             f"{able}, or give --max-memory more"
         )
     decoder = Decoder(model)
-    count = count_to_drop(drop, decoder.num_layers)
     context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress)
     cost = method.cost(decoder.num_layers, count, data)
     progress.note(preflight(decoder, data, held_out.take(1), Cost(choose_tokens=cost.choose_tokens), context))
@@ -261,7 +266,9 @@ class _Workbench:
             metrics = quality(model, self.held_out, self.run.progress, f"measuring the {name} model's perplexity")
             return {
                 "metrics": metrics,
-                "texts": generations(model, self.tokenizer, self.prompts) if self.prompts else [],
+                "texts": generations(model, self.tokenizer, self.prompts, progress=self.run.progress)
+                if self.prompts
+                else [],
             }
 
         found = self.work.once(name, make) if name == "dense" else make()
@@ -341,7 +348,10 @@ class _Workbench:
         if recovered is None:
             expected = bypassed_logits(self.decoder, plan.dropped, proof_ids)
             model = cut_copy(self.decoder, plan.dropped)
-        return write_and_prove(model, self.tokenizer, directory, proof_ids, self.trust_remote_code, expected=expected)
+        with in_one_step(self.run.progress, "writing the model and proving it"):
+            return write_and_prove(
+                model, self.tokenizer, directory, proof_ids, self.trust_remote_code, expected=expected
+            )
 
     @contextmanager
     def _kept_if_diverged(self, model: Any, state: str) -> Iterator[None]:

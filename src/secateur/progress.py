@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-__all__ = ["Progress", "Silent", "duration"]
+__all__ = ["Progress", "Silent", "duration", "in_one_step"]
 
 
 class Progress(Protocol):
@@ -31,6 +31,14 @@ class Silent:
 
     def note(self, message: str) -> None:
         """Do nothing."""
+
+
+@contextmanager
+def in_one_step(progress: Progress, description: str) -> Iterator[None]:
+    """Say what is being done inside, of which nobody can say how far it is."""
+    with progress.track(description, 1) as advance:
+        yield
+        advance(1)
 
 
 def duration(seconds: float) -> str:

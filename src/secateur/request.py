@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from secateur.decoder import Decoder
     from secateur.surgery.checkpoint import Proof
 
-__all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "num_to_drop"]
+__all__ = ["PROMPTS", "Pruned", "Target", "TextSettings", "check_target", "num_to_drop"]
 
 PROMPTS = (
     "The three states of matter are",
@@ -131,6 +131,18 @@ class Pruned:
 
     record: dict[str, Any]
     """`secateur/record.json`."""
+
+
+def check_target(target: Target, num_layers: int) -> None:
+    """Make sure, before any weight is read, that so many layers, or these, can go; of parameters and budgets that shows later.
+
+    Raises:
+        PlanError: if a model of `num_layers` layers does not have them to spare.
+    """
+    if target.layers is not None:
+        PruningPlan(num_layers=num_layers, order=target.layers)
+    elif target.drop is not None:
+        count_to_drop(target.drop, num_layers)
 
 
 def num_to_drop(target: Target, decoder: Decoder) -> int:

@@ -17,20 +17,22 @@ import torch
 
 from secateur.data.task import TaskSettings, calibration_windows
 from secateur.decoder import Decoder, unwrapped
+from secateur.depth import layer_count
 from secateur.errors import ProofError, RequestError
 from secateur.evaluation.memory import PeakMemory
 from secateur.evaluation.tasks import Metric, check_metric
-from secateur.loading import autocast_dtype, load_tokenizer
+from secateur.loading import autocast_dtype, load_config, load_tokenizer
 from secateur.methods import Method, Run, method_named
 from secateur.methods.gradpruner import GradPruner
 from secateur.plan import PruningPlan
 from secateur.processes import by_first, sharded
-from secateur.progress import Progress, Silent, duration
+from secateur.progress import Progress, Silent, duration, in_one_step
 from secateur.report.log import Logged
 from secateur.report.record import describe_model, directory_size, redacted_command, run_record
-from secateur.request import Pruned, Target, num_to_drop
+from secateur.request import Pruned, Target, check_target, num_to_drop
 from secateur.resumption import Work, finished, open_work, resumable
 from secateur.stages import (
+    LESS_WHAT_IS_DONE,
     Stages,
     add_speed,
     agreed_plan,
@@ -132,7 +134,8 @@ def tune(
         with stages.stage("load"):
             decoder, bench = _loaded(asked, stages.progress)
             model, about = decoder.model, describe_model(decoder.model, id=str(source), revision=revision)
-        stages.progress.note(_preflight(asked, bench, decoder))
+        ahead = _preflight(asked, bench, decoder)
+        stages.progress.note(f"{ahead}{LESS_WHAT_IS_DONE if resume else ''}")
         work.begin({**same, "data": bench.data.describe(), "config": about["config_sha256"]})
         with stages.stage("measure dense"):
             bench.measure("dense", model, "measuring the dense model on the task")
@@ -149,7 +152,7 @@ def tune(
 
         def written() -> tuple[Proof, dict[str, Any]]:
             with new_directory(out, overwrite=overwrite, needs=num_bytes(unwrapped(tuned))) as directory:
-                with stages.stage("prove"):
+                with stages.stage("prove"), in_one_step(stages.progress, "writing the model and proving it"):
                     proof, proved = _write_and_prove(asked, bench, tuned, stored, proof_ids, directory, out)
                 with stages.stage("measure pruned"):
                     bench.measure("pruned", proved, "measuring the pruned model on the task")
@@ -194,6 +197,8 @@ def _loaded(asked: TuningRequest, progress: Progress) -> tuple[Decoder, TaskWork
         raise RequestError(
             "texts of different lengths cannot be written by a model in parts (FSDP); choose another --metric, or DDP"
         )
+    config = load_config(asked.source, revision=asked.revision, trust_remote_code=asked.trust_remote_code)
+    check_target(asked.target, layer_count(config))
     tokenizer = load_tokenizer(asked.source, revision=asked.revision, trust_remote_code=asked.trust_remote_code)
     data = asked.task.load(tokenizer, asked.seed)
     check_metric(asked.metric, data.test)

@@ -86,6 +86,20 @@ def test_odd_names_do_not_break_the_card(name):
     assert card.text.lstrip().startswith("# ")
 
 
+def test_a_command_whose_paths_were_shortened_says_so_and_another_does_not():
+    note = "Of paths only the last part is shown"
+    assert note in model_card(RECORD, "org/base")
+    assert note not in model_card({**RECORD, "command": "secateur demo --seed 1"}, "org/base")
+
+
+def test_a_speed_in_doubt_stands_below_the_table():
+    speeds = {"dense": {"num_layers": 30, "decode_tokens_per_second": 10.0}, "pruned": {"num_layers": 24}}
+    speeds["pruned"]["decode_tokens_per_second"] = 24.0
+    text = model_card({**RECORD, "metrics": speeds}, "org/base")
+    assert "measured on `python-docs`. The speed is in doubt: 2.4 times as fast was measured" in text
+    assert "The speed is in doubt" not in model_card(RECORD, "org/base")
+
+
 def test_an_empty_record_still_makes_a_card():
     assert "## How to load it" in model_card({}, "org/base")
 

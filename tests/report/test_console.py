@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from secateur.report.comparison import compared, format_bytes, format_count, format_number
+from secateur.report.comparison import compared, doubt_of_speed, format_bytes, format_count, format_number
 from secateur.report.console import (
     RichProgress,
     comparison_table,
@@ -77,6 +77,33 @@ def test_colour_only_in_a_terminal():
 def test_a_terminal_without_unicode_gets_ascii_bars():
     text = drawn(score_bars([1.0, 2.0], width=8), encoding="ascii")
     assert "--------" in text
+
+
+def with_speeds(layers, parameters, prefill, decode):
+    speeds = [("prefill_tokens_per_second", prefill), ("decode_tokens_per_second", decode)]
+    return {
+        "dense": {"num_layers": 30, "num_parameters": 100.0, **dict.fromkeys(dict(speeds), 10.0)},
+        "pruned": {"num_layers": layers, "num_parameters": parameters, **dict(speeds)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        (with_speeds(24, 80.0, 12.5, 12.5), None),  # the ideal
+        (with_speeds(24, 80.0, 12.5, 15.6), None),  # 1.25 times that
+        (with_speeds(24, 80.0, 12.5, 15.7), "1.6 times as fast was measured, where the smaller model explains 1.2 times"),
+        (with_speeds(24, 80.0, 24.0, 12.5), "2.4 times as fast was measured, where the smaller model explains 1.2 times"),
+        (with_speeds(15, 80.0, 20.0, 20.0), None),  # where starting a layer takes the time
+        (with_speeds(24, 80.0, None, None), None),
+        (with_speeds(None, None, 90.0, 90.0), None),  # nothing to hold it to
+        ({}, None),
+        (METRICS, None),
+    ],
+)  # fmt: skip
+def test_a_speed_that_the_smaller_model_does_not_explain_is_in_doubt(metrics, said):
+    doubt = doubt_of_speed(metrics)
+    assert (doubt is None) if said is None else (said in doubt)
 
 
 def test_comparison_has_all_rows_and_marks_what_is_missing():

@@ -40,6 +40,13 @@ def test_the_verdict_equals_the_sentence_by_hand() -> None:
     assert "perplexity fell from 20.00 to 19.00 (−5.0 %)" in verdict(run(metrics__pruned__perplexity=19.0))
 
 
+def test_a_speed_in_doubt_is_not_in_the_verdict_and_is_said_beside_the_speeds() -> None:
+    doubted = run(metrics__pruned__decode_tokens_per_second=1000.0)
+    assert verdict(doubted).endswith("; it has 30 % fewer parameters.")
+    assert "The speed is in doubt" in report_page([doubted])
+    assert "The speed is in doubt" not in report_page([run()])
+
+
 def test_text_of_strangers_is_text_and_no_markup() -> None:
     page = report_page([run(name="<img src=x onerror=alert(1)>", command="secateur prune '</script><b>'")])
     assert page.count("<script>") == 1

@@ -55,6 +55,12 @@ _TOGETHER, _APART = ("score", "prune", "tune", "eval"), ("compare",)
 """Commands that several processes do together, and those where each does a part of its own."""
 
 _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
+_METHOD = re.compile(r"(?<!\S)--method[= ](\S+)")
+
+_MORE_HELP = (
+    "--method NAME --help lists the settings of that method as well, such as --elder.learning-rate; "
+    "--method all --help those of all."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,6 +138,7 @@ def _run(words: list[str]) -> int:
     parser = _parser(words[0])
     methods = _methods_of(parser)
     plain = [with_underscores(word, methods) for word in words[1:]]
+    parser.unexplained = _unexplained(methods, plain)
     check_settings_files(plain, methods)
     try:
         parsed = parser.parse_args(plain)
@@ -195,15 +202,24 @@ def _overview() -> str:
     return "\n".join([*lines, "", "  --version, --debug (show the traceback of an error)"])
 
 
-def _parser(command: str) -> ArgumentParser:
+def _parser(command: str) -> Any:
     """The options of one command."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     class Parser(ArgumentParser):
         """Names of options are Python names inside, and are shown with dashes."""
 
+        unexplained: Collection[str] = ()
+        """Methods whose settings the help leaves out."""
+
         def format_help(self, formatter: Any = None) -> str:
-            return _OPTION.sub(lambda found: found[0].replace("_", "-"), super().format_help(formatter))
+            groups = self._action_groups
+            self._action_groups = [group for group in groups if not _is_of(group, self.unexplained)]
+            self.epilog = _MORE_HELP if self.unexplained else None
+            try:
+                return _OPTION.sub(lambda found: found[0].replace("_", "-"), super().format_help(formatter))
+            finally:
+                self._action_groups = groups
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     module = _module(command)
@@ -230,6 +246,18 @@ def _methods_of(parser: ArgumentParser) -> Collection[str]:
     from secateur.methods import METHODS
 
     return METHODS
+
+
+def _unexplained(methods: Collection[str], words: Sequence[str]) -> Collection[str]:
+    """The methods whose settings the help leaves out: there are hundreds of lines, and a run has one method."""
+    named = _METHOD.findall(" ".join(words))[-1:]
+    return () if named == ["all"] else [method for method in methods if method not in named]
+
+
+def _is_of(group: Any, methods: Collection[str]) -> bool:
+    """Whether a group of options holds settings of these methods alone."""
+    found = {action.dest.partition(".")[0].replace("_", "-") for action in group._group_actions}
+    return bool(found) and found <= set(methods)
 
 
 def _module(command: str) -> Any:

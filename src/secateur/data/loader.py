@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from secateur.connection import asking_hub
 from secateur.errors import DataError
 
 __all__ = [
@@ -159,7 +160,7 @@ def hub_splits(spec: str, *, dataset: str, config: str | None = None) -> list[st
     import datasets
 
     try:
-        with _quiet():
+        with _quiet(), asking_hub():
             return list(datasets.get_dataset_split_names(dataset, config))
     except Exception as error:  # transport, Hub and parser errors alike
         raise DataError(
@@ -183,7 +184,7 @@ def _from_hub(spec: str, splits: Sequence[str], source: dict[str, Any], take: Ca
 
     split, *others = splits
     try:
-        with _quiet():
+        with _quiet(), asking_hub():
             return take(datasets.load_dataset(**source, split=split), repr(spec))
     except DataError:
         raise

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from secateur.data.text import dataset_on_hub
-from secateur.report.comparison import compared, layer_ranges, recovered_in_words
+from secateur.report.comparison import compared, doubt_of_speed, layer_ranges, recovered_in_words
 
 __all__ = ["inherited_metadata", "model_card"]
 
@@ -113,8 +113,10 @@ def _table(record: Mapping[str, Any]) -> str:
         return ""
     rows = [f"| {row.metric} | {row.dense} | {row.pruned} | {row.change} |" for row in compared(metrics)]
     text = (record.get("eval_data") or {}).get("spec")
-    note = f"\n\nPerplexity is measured on {_code(_shortened(str(text)))}." if text else ""
-    return "\n".join(["| | dense | pruned | change |", "|---|---:|---:|---:|", *rows]) + note
+    notes = [f"Perplexity is measured on {_code(_shortened(str(text)))}."] if text else []
+    notes += [doubt] if (doubt := doubt_of_speed(metrics)) else []
+    table = "\n".join(["| | dense | pruned | change |", "|---|---:|---:|---:|", *rows])
+    return "\n\n".join([table, *([" ".join(notes)] if notes else [])])
 
 
 def _task(record: Mapping[str, Any]) -> str:
@@ -170,8 +172,11 @@ def _making(record: Mapping[str, Any]) -> str:
     data = record.get("data") or {}
     lines = []
     if record.get("command"):
-        command = shlex.join(_shortened(word) for word in shlex.split(str(record["command"])))
+        words = shlex.split(str(record["command"]))
+        command = shlex.join(map(_shortened, words))
         lines.append("```sh\n" + " ".join(command.split()).replace("`", "'") + "\n```\n")
+        if command != shlex.join(words):
+            lines.append("Of paths only the last part is shown: put your own there.")
     if data.get("spec"):
         tokens = f", {data['tokens']:,} tokens" if isinstance(data.get("tokens"), int) else ""
         lines.append(f"Calibration text: {_code(_shortened(str(data['spec'])))}{tokens}.")

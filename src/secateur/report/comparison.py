@@ -11,6 +11,7 @@ __all__ = [
     "MISSING",
     "ComparedRow",
     "compared",
+    "doubt_of_speed",
     "format_bytes",
     "format_count",
     "format_number",
@@ -20,6 +21,9 @@ __all__ = [
 
 MISSING = "–"
 """Stands for a value that was not measured."""
+
+
+_PLAUSIBLE = 1.25  # times what the smaller model explains
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,30 @@ def compared(metrics: Mapping[str, Mapping[str, Any]]) -> list[ComparedRow]:
     """
     dense, pruned = metrics.get("dense") or {}, metrics.get("pruned") or {}
     return [_row(label, dense.get(key), pruned.get(key), write) for key, (label, write) in _METRICS.items()]
+
+
+def doubt_of_speed(metrics: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """A sentence where a speed-up was measured that the smaller model does not explain; None if all are plausible.
+
+    Time follows the parameters where reading them takes it, and the layers where starting each does: the larger of the two
+    ratios is taken. What is far beyond came from other programs, which ran while the dense model was measured.
+
+    Args:
+        metrics: the record's `metrics`.
+    """
+    dense, pruned = metrics.get("dense") or {}, metrics.get("pruned") or {}
+
+    def ratios(under: Mapping[str, Any], over: Mapping[str, Any], *names: str) -> list[float]:
+        return [over[name] / under[name] for name in names if over.get(name) and under.get(name)]
+
+    explained = max(ratios(pruned, dense, "num_parameters", "num_layers"), default=math.inf)
+    found = max(ratios(dense, pruned, "prefill_tokens_per_second", "decode_tokens_per_second"), default=0.0)
+    if found <= _PLAUSIBLE * explained:
+        return None
+    return (
+        f"The speed is in doubt: {found:.1f} times as fast was measured, where the smaller model explains {explained:.1f} times. "
+        "Other programs ran meanwhile, it seems; secateur bench measures it again."
+    )
 
 
 def recovered_in_words(record: Mapping[str, Any]) -> str | None:

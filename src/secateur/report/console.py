@@ -18,7 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.report.budget import budget_table
-from secateur.report.comparison import MISSING, compared, format_count, format_number, recovered_in_words
+from secateur.report.comparison import (
+    MISSING,
+    compared,
+    doubt_of_speed,
+    format_count,
+    format_number,
+    recovered_in_words,
+)
 
 __all__ = [
     "RichProgress",
@@ -232,6 +239,7 @@ def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
     if record["generations"]:
         console.print(generations_table(**record["generations"]))
     console.print(comparison_table(record["metrics"]))
+    _say_doubt(record["metrics"], console)
     before = (record["preparation"] or {}).get("perplexity_before_cut")
     if before is not None:
         after = record["metrics"].get("cut", record["metrics"]["pruned"])["perplexity"]
@@ -248,6 +256,12 @@ def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
         soft_wrap=True,
     )
     _say_where(path, console)
+
+
+def _say_doubt(metrics: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    doubt = doubt_of_speed(metrics)
+    if doubt is not None:
+        console.print(doubt, soft_wrap=True)
 
 
 def _say_where(path: str, console: Console) -> None:
@@ -269,6 +283,7 @@ def show_tuned(record: dict[str, Any], path: str, console: Any) -> None:
     if record["scores"] is not None:
         console.print(score_bars(record["scores"], record["dropped"]))
     console.print(task_table(record["metrics"]))
+    _say_doubt(record["metrics"], console)
     for name, words in (("dense_tuned", "the dense model, fine-tuned alike"), ("dense", "the dense model")):
         if name in record["comparison"]:
             console.print(difference_in_words(record["metrics"], record["comparison"][name], words), soft_wrap=True)

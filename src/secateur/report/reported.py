@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import DataError
-from secateur.report.comparison import format_number
+from secateur.report.comparison import doubt_of_speed, format_number
 
 __all__ = ["Quality", "ReportedRun", "load_run", "ratio", "verdict"]
 
@@ -121,6 +121,6 @@ def _bought(run: ReportedRun) -> str:
     size, speed = (ratio(run.dense, run.pruned, key) for key in ("num_parameters", "decode_tokens_per_second"))
     if size is not None:
         parts.append(f"{100 * (1 - size):.0f} % fewer parameters")
-    if speed is not None:
+    if speed is not None and doubt_of_speed(run.record["metrics"]) is None:
         parts.append(f"{speed:.2f}× the speed of writing on this machine")
     return f"; it has {' and '.join(parts)}" if parts else ""

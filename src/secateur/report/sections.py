@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from secateur.report.charts import Bar, bars, format_small, heat_map, lines
-from secateur.report.comparison import MISSING, compared, format_number, layer_ranges
+from secateur.report.comparison import MISSING, compared, doubt_of_speed, format_number, layer_ranges
 from secateur.report.html import Html, el, joined, table, unbroken
 from secateur.report.reported import Quality, ReportedRun, ratio, verdict
 
@@ -216,7 +216,9 @@ def _speed(run: ReportedRun) -> Html:
         "operations and bytes."
     )
     head = ["what it does", "dense, tokens/s", "pruned, tokens/s", "faster by", "ideal"]
-    return joined(table(head, rows, caption="Tokens per second on this machine"), el("p", note))
+    doubt = doubt_of_speed(run.record["metrics"])
+    doubted = [] if doubt is None else [el("p", el("strong", doubt))]
+    return joined(table(head, rows, caption="Tokens per second on this machine"), *doubted, el("p", note))
 
 
 def _texts(run: ReportedRun) -> Html:
