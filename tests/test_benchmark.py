@@ -17,6 +17,7 @@ from secateur.evaluation import footprint, speed
 from secateur.evaluation.flops import weight_bytes
 from secateur.evaluation.speed import Laps, SpeedSettings
 from secateur.loading import load_model
+from secateur.report.record import git_revision
 from secateur.surgery.files import cut_checkpoint
 
 SETTINGS = SpeedSettings(prompt_tokens=8, new_tokens=4, batch_sizes=(1, 2), repeats=3)
@@ -79,6 +80,8 @@ def test_record_holds_both_models_and_the_ratios_of_their_times(tiny_checkpoint:
     assert rows["decode", 1]["ideal_flops"] == dense["decode_flops"] / pruned["decode_flops"]
     assert {row["model"] for row in record["speedups"]} == {str(cut)}
     assert record["command"] == "secateur bench"
+    assert record["git_revision"] == git_revision()
+    assert [about["revision"] for about in record["models"]] == [None, None]  # of the disk
     assert record["machine"]["threads"] == torch.get_num_threads()
 
 

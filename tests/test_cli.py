@@ -456,11 +456,22 @@ def test_json_prints_exactly_one_object_equal_to_the_record(
     assert len(shown["dropped"]) == 2
 
     assert main(["eval", places["MODEL"], "out", "--data", places["DATA"], "--sequence-length=32", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["models"]
-    assert [row["num_layers"] for row in rows] == [6, 4]
+    measured = json.loads(capsys.readouterr().out)
+    assert [row["num_layers"] for row in measured["models"]] == [6, 4]
 
     assert main(["score", places["MODEL"], "--data", places["DATA"], "--drop=2", "--json", *SIZE, *QUICK]) == 0
-    assert json.loads(capsys.readouterr().out)["dropped"] == shown["dropped"]
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["dropped"] == shown["dropped"]
+
+    alike = ("secateur_version", "seed", "git_revision", "versions")
+    for record, command in ((measured, "eval"), (scored, "score")):
+        assert {name: record[name] for name in alike} == {name: shown[name] for name in alike}
+        assert record["command"].startswith(f"secateur {command} ")
+    assert [row["data"]["fingerprint"] for row in measured["models"]] == [
+        measured["models"][0]["data"]["fingerprint"]
+    ] * 2
+    assert scored["data"] == shown["data"]
+    assert [row["revision"] for row in measured["models"]] == [None, None]  # of the disk
 
 
 def test_eval_does_tasks_beside_perplexity_and_prints_one_table_or_one_object(

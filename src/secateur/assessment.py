@@ -14,6 +14,7 @@ from secateur.errors import RequestError
 from secateur.evaluation.harness import HarnessTasks, mean_score
 from secateur.loading import Placement, load_config, load_model, load_tokenizer
 from secateur.progress import Progress, Silent
+from secateur.report.record import revision_of
 from secateur.stages import quality, size
 
 __all__ = ["evaluate"]
@@ -63,9 +64,9 @@ def evaluate(
         progress: who watches.
 
     Returns:
-        One dictionary a model: `model`, `num_layers`, `num_parameters`; with `data` `perplexity`, `nll`, `nll_stderr`,
-        `window`, `stride`, `predicted_tokens` and `data`; with `tasks` `tasks`, the scores, and `task_mean`, None or
-        their mean accuracy with its `value`, `stderr` and `num_tasks`.
+        One dictionary a model: `model`, `revision` (None for a local checkpoint), `num_layers`, `num_parameters`; with
+        `data` `perplexity`, `nll`, `nll_stderr`, `window`, `stride`, `predicted_tokens` and `data`; with `tasks` `tasks`,
+        the scores, and `task_mean`, None or their mean accuracy with its `value`, `stderr` and `num_tasks`.
 
     Raises:
         RequestError: if a model, the text or a task cannot be read, or nothing is to be measured.
@@ -109,7 +110,7 @@ def evaluate(
     rows = []
     for source, tokenizer, windows in zip(sources, tokenizers, texts, strict=True):
         model = load_model(source, dtype=dtype, placement=placement, **common)
-        row: dict[str, Any] = {"model": str(source), **size(model)}
+        row: dict[str, Any] = {"model": str(source), "revision": revision_of(model, revision), **size(model)}
         if windows is not None:
             row |= _text_figures(model, windows, str(source), progress)
         if found is not None:

@@ -10,8 +10,6 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +26,7 @@ from secateur.evaluation.speed import Laps, SpeedSettings, Workload, check_room,
 from secateur.evaluation.speedup import speedups
 from secateur.loading import load_config, load_model, local_checkpoint
 from secateur.progress import Progress, Silent
-from secateur.report.record import count_parameters, redacted_command, versions, weights_size
+from secateur.report.record import circumstances, count_parameters, revision_of, weights_size
 
 __all__ = ["bench", "compare"]
 
@@ -59,8 +57,8 @@ def bench(
         command: the command line, for the record.
 
     Returns:
-        The record of `compare`, with `disk_bytes` and `peak_memory_bytes` of each model (None if not measured), when and
-        by which command it was made, and by which versions of what.
+        The record of `compare`, with `disk_bytes` and `peak_memory_bytes` of each model (None if not measured), and
+        `secateur.report.record.circumstances`.
 
     Raises:
         RequestError: if something asked for cannot be; nothing was measured.
@@ -84,11 +82,8 @@ def bench(
                 progress.note(f"the memory of {source} could not be measured (--verbose says why)")
             advance(1)
     return {
-        "secateur_version": version("secateur"),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": redacted_command(command or sys.argv),
+        **circumstances(command=command or sys.argv, seed=None),
         **compared,
-        "versions": versions(),
     }
 
 
@@ -141,6 +136,7 @@ def _about(
     """One model's part of the record."""
     return {
         "model": name,
+        "revision": revision_of(model),
         "num_layers": Decoder(model, verify=False).num_layers,
         "num_parameters": count_parameters(model),
         "dtype": str(model.dtype).removeprefix("torch."),

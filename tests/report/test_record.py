@@ -14,6 +14,7 @@ from secateur.report.record import (
     describe_model,
     directory_size,
     redacted_command,
+    revision_of,
     run_record,
 )
 
@@ -62,6 +63,13 @@ def test_it_holds_what_the_specification_asks_for(tmp_path):
     assert body["metrics"] == {"dense": {"perplexity": 20.0}, "pruned": {"perplexity": None}}
     assert body["versions"]["torch"] == torch.__version__
     assert datetime.fromisoformat(body["created"]).utcoffset().total_seconds() == 0
+
+
+def test_the_revision_of_a_model_is_the_commit_it_came_from_else_what_was_asked_for():
+    model = LlamaForCausalLM(config())
+    assert (revision_of(model), revision_of(model, "main")) == (None, "main")
+    model.config._commit_hash = "c0ffee"
+    assert (revision_of(model), revision_of(model, "main")) == ("c0ffee", "c0ffee")
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,11 @@ def add_options(parser: ArgumentParser) -> None:
     add_placement(parser)
 
 
-def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
+def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
     from secateur.assessment import evaluate
     from secateur.report.console import results_console
+    from secateur.report.record import circumstances
     from secateur.report.side_by_side import perplexity_table, tasks_table
 
     rows = evaluate(
@@ -58,7 +59,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         progress=progress,
     )
     if options["json"]:
-        print_json({"models": rows})
+        print_json({**circumstances(command=words, seed=options["seed"]), "models": rows})
     else:
         results_console().print(perplexity_table(rows) if options["tasks"] is None else tasks_table(rows))
         models = options["models"]

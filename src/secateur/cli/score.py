@@ -48,6 +48,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     from secateur.pipeline import score
     from secateur.processes import is_first
     from secateur.report.console import results_console, score_bars
+    from secateur.report.record import circumstances
 
     out = options["out"]
     check_file(out, "the plan")
@@ -68,6 +69,9 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     if options["json"]:
         print_json(
             {
+                **circumstances(command=words, seed=options["seed"]),
+                "model": options["model"],
+                "data": plan.provenance["data"],
                 "method": plan.method,
                 "scores": list(plan.scores or ()),
                 "dropped": list(plan.dropped),

@@ -31,7 +31,7 @@ from secateur.loading import autocast_dtype, load_config, load_model, load_token
 from secateur.methods import Run
 from secateur.plan import PruningPlan
 from secateur.progress import Progress
-from secateur.report.record import config_sha256, versions
+from secateur.report.record import config_sha256, git_revision, versions
 from secateur.stages import Stages, add_speed, quality, sharing_copy
 from secateur.surgery.live import remove_layers_
 from secateur.training.precision import in_float32
@@ -137,6 +137,7 @@ class Workbench:
                 "held_out": {**held_out.describe(), "spec": text.eval_data or text.data},
             },
             "seed": cell.seed,
+            "git_revision": git_revision(),
             "versions": versions(),
             "timings": {
                 "seconds": run.seconds,

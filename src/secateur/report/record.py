@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = [
+    "circumstances",
     "config_sha256",
     "count_parameters",
     "describe_model",
     "directory_size",
+    "git_revision",
     "redacted_command",
     "redacted_text",
+    "revision_of",
     "run_record",
     "secateur_version",
     "versions",
@@ -94,9 +97,7 @@ def run_record(
         adapter: whether what was trained lies beside the checkpoint as an adapter.
     """
     record = {
-        "secateur_version": secateur_version(),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": redacted_command(command),
+        **circumstances(command=command, seed=seed),
         "model": model,
         "method": method,
         "data": data,
@@ -114,13 +115,32 @@ def run_record(
         "generations": generations,
         "timings": {} if timings is None else timings,
         "peak_memory_bytes": peak_memory_bytes,
+    }
+    plain: dict[str, Any] = _redacted(record)
+    return plain
+
+
+def circumstances(*, command: Sequence[str], seed: int | None) -> dict[str, Any]:
+    """What every record holds beside its figures: when it was made, by which command, in which place, and with what.
+
+    Args:
+        command: the command line; access tokens are left out.
+        seed: of everything random; None where nothing is.
+    """
+    return {
+        "secateur_version": secateur_version(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": redacted_command(command),
         "seed": seed,
         **({"processes": num_launched()} if launched() else {}),
         "git_revision": git_revision(),
         "versions": versions(),
     }
-    plain: dict[str, Any] = _redacted(record)
-    return plain
+
+
+def revision_of(model: PreTrainedModel, asked: str | None = None) -> str | None:
+    """The commit of the hub that a model is of, or else the branch or tag asked for; None for a local checkpoint."""
+    return getattr(model.config, "_commit_hash", None) or asked
 
 
 def describe_model(model: PreTrainedModel, *, id: str, revision: str | None = None) -> dict[str, Any]:  # noqa: A002
@@ -129,13 +149,13 @@ def describe_model(model: PreTrainedModel, *, id: str, revision: str | None = No
     Args:
         model: the dense model.
         id: its hub id or directory, as the user gave it.
-        revision: the commit of the hub, if it came from there.
+        revision: the branch, tag or commit asked for; the record has the commit, where it is known.
     """
     from secateur.depth import layer_count
 
     return {
         "id": id,
-        "revision": revision or getattr(model.config, "_commit_hash", None),
+        "revision": revision_of(model, revision),
         "config_sha256": config_sha256(model.config),
         "num_layers": layer_count(model.config),
         "num_parameters": count_parameters(model),
