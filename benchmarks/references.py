@@ -4,8 +4,9 @@
     python benchmarks/references.py tables           # rewrites the tables in docs/methods/shortgpt.md and sleb.md
 
 `shortgpt` against optipfair's block influence, on the same batches: the same order. `sleb` with its prefix cache against
-the same rounds that run the whole model for every candidate, in one run: the same choice, and how much faster. DATA is a
-text file or any other data SPEC.
+the same rounds that run the whole model for every candidate, in one run: the same choice, and how much faster; on MODEL, and
+on random weights in the shape of TinyLlama-1.1B, whose head is a smaller share of the work. DATA is a text file or any
+other data SPEC.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ from cells import markdown, with_tables  # noqa: E402  (a script beside this one
 RESULT = HERE / "results" / "references.json"
 PAGES = [HERE.parent / "docs" / "methods" / name for name in ("shortgpt.md", "sleb.md")]
 SEQUENCES, LENGTH, DROP = 4, 64, 3
+LARGE: dict[str, Any] = {
+    "vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
+    "num_attention_heads": 32, "num_key_value_heads": 4,
+}  # fmt: skip
+"""The shape of TinyLlama-1.1B: the head is 6 % of what a pass computes."""
+LARGE_SEQUENCES, LARGE_DROP = 1, 2
 
 
 def main() -> None:
@@ -54,10 +61,25 @@ def measure(source: str, data: str) -> None:
     windows, _ = text.load(load_tokenizer(source), 0)
     report = {
         "versions": versions(), "sequences": SEQUENCES, "tokens": LENGTH, "drop": DROP, "layers": decoder.num_layers,
-        "shortgpt": compare_shortgpt(decoder, windows), "sleb": compare_sleb(decoder, windows),
+        "shortgpt": compare_shortgpt(decoder, windows), "sleb": compare_sleb(decoder, windows, DROP),
     }  # fmt: skip
+    del decoder
+    report["sleb_large"] = compare_sleb(*large(), LARGE_DROP)
     write_json(RESULT, report)
-    print(json.dumps({name: report[name] for name in ("shortgpt", "sleb")}, indent=1))
+    print(json.dumps({name: report[name] for name in ("shortgpt", "sleb", "sleb_large")}, indent=1))
+
+
+def large() -> tuple[Any, Any]:
+    """Layers of a random model of a billion parameters, and a window for it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from secateur.data import TokenBatches
+    from secateur.decoder import Decoder
+
+    torch.manual_seed(0)
+    ids = torch.randint(3, LARGE["vocab_size"], (LARGE_SEQUENCES, LENGTH))
+    return Decoder(LlamaForCausalLM(LlamaConfig(**LARGE)).eval()), TokenBatches(ids, LARGE_SEQUENCES, "random")
 
 
 def compare_shortgpt(decoder: Any, windows: Any) -> dict[str, Any]:
@@ -77,12 +99,12 @@ def compare_shortgpt(decoder: Any, windows: Any) -> dict[str, Any]:
     }
 
 
-def compare_sleb(decoder: Any, windows: Any) -> dict[str, Any]:
+def compare_sleb(decoder: Any, windows: Any, drop: int) -> dict[str, Any]:
     """In turn, twice, so that a machine that slows down slows both."""
     from secateur.methods.sleb import Sleb
 
-    ways = {"cached": lambda: Sleb(sequences=None).plan(decoder, windows, drop=DROP).order,
-            "whole": lambda: without_cache(decoder, windows)}  # fmt: skip
+    ways = {"cached": lambda: Sleb(sequences=None).plan(decoder, windows, drop=drop).order,
+            "whole": lambda: without_cache(decoder, windows, drop)}  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     orders = {}
     for _ in range(2):
@@ -92,6 +114,8 @@ def compare_sleb(decoder: Any, windows: Any) -> dict[str, Any]:
             seconds[name].append(time.perf_counter() - start)
     ratios = [whole / cached for whole, cached in zip(seconds["whole"], seconds["cached"], strict=True)]
     return {
+        "layers": decoder.num_layers,
+        "drop": drop,
         "same_choice": orders["cached"] == orders["whole"],
         "order": orders["cached"],
         "faster": ratios,
@@ -99,12 +123,12 @@ def compare_sleb(decoder: Any, windows: Any) -> dict[str, Any]:
     }
 
 
-def without_cache(decoder: Any, windows: Any) -> list[int]:
+def without_cache(decoder: Any, windows: Any, drop: int) -> list[int]:
     """The same rounds, each candidate by a pass of the whole model."""
     from secateur.methods.base import Run, calibration_loss
 
     order: list[int] = []
-    for _ in range(DROP):
+    for _ in range(drop):
         losses = {}
         for layer in set(range(decoder.num_layers)) - set(order):
             with decoder.bypass({*order, layer}):
@@ -130,15 +154,19 @@ def table(name: str) -> str:
                 ["largest difference of a score", f"{found['largest_difference']:.1e}"],
             ],
         )
-    found = report["sleb"]
     return markdown(
-        ["against a whole pass for every candidate", "measured"],
+        ["model", "layers", "choice", "faster than a whole pass for every candidate"],
         [
             [
-                f"choice of {report['drop']} of {report['layers']} layers",
+                title,
+                f"{found['drop']} of {found['layers']}",
                 "the same" if found["same_choice"] else "differs",
-            ],
-            ["faster by", " and ".join(f"{ratio:.2f} x" for ratio in found["faster"]) + " (twice in turn)"],
+                " and ".join(f"{ratio:.2f} x" for ratio in found["faster"]),
+            ]
+            for title, found in (
+                ("SmolLM2-135M", report["sleb"]),
+                ("random, the shape of TinyLlama-1.1B", report["sleb_large"]),
+            )
         ],
     )
 

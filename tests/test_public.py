@@ -131,7 +131,7 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
         ("compare", "comparison.md", "| calibrated on |"),
         ("compare", "../README.md", "| `elder` |"),
         ("references", "methods/shortgpt.md", "| order of all 30 layers | the same |"),
-        ("references", "methods/sleb.md", "| choice of 3 of 30 layers | the same |"),
+        ("references", "methods/sleb.md", "| SmolLM2-135M | 3 of 30 | the same |"),
     ],
 )
 def test_the_tables_in_the_docs_are_those_made_from_the_result_files(name, page, row):

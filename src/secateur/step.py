@@ -13,7 +13,7 @@ Trains = Literal["nothing", "gates", "lora", "partial", "full"]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A forward pass, or a training step of AdamW."""
+    """A forward pass, or a training step."""
 
     trains: Trains = "nothing"
     """What gets a gradient."""
@@ -34,7 +34,10 @@ class Step:
     """Whether activations are computed again in the backward pass instead of kept."""
 
     optimizer: bool = True
-    """Whether what is trained has AdamW's two moments, and is updated; without it gradients are only read."""
+    """Whether what is trained is updated; without it gradients are only read."""
+
+    moments: float = 2.0
+    """What the optimiser keeps on the device, in copies of what is trained: AdamW two."""
 
     lora_rank: int = 8
     """Rank of the adapters."""

@@ -104,6 +104,16 @@ def test_gradients_that_are_only_read_have_no_moments(config: Any) -> None:
     assert found.peak_bytes == found.step_bytes
 
 
+@pytest.mark.parametrize("moments", [0.0, 0.5, 1.0])
+def test_an_optimiser_that_keeps_less_than_adamw_takes_so_much_less(config: Any, moments: float) -> None:
+    adamw, other = (footprint(config, Step(trains="full", moments=kept)) for kept in (2.0, moments))
+    less = (2 - moments) * adamw.trained_bytes
+    assert other.moments_bytes == moments * other.trained_bytes
+    assert (other.step_bytes, other.update_bytes) == (adamw.step_bytes, adamw.update_bytes - less)
+    assert other.static_bytes == adamw.static_bytes - less
+    assert other.peak_bytes == adamw.peak_bytes - less  # whichever of the two peaks is higher
+
+
 def test_half_the_bits_are_half_the_weights_and_a_step_of_its_own_shape_wins_over_that_of_the_windows(
     config: Any,
 ) -> None:

@@ -17,7 +17,7 @@ from secateur.decoder import Activations, Decoder
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.training.recovery import Recovery
 from secateur.training.removal import RemovalTraining, identity_penalty, removal_arguments, train_towards_removal_
-from secateur.training.settings import FineTuning, options_as_named_here
+from secateur.training.settings import FineTuning, for_another_machine, options_as_named_here
 from tiny_families import build
 
 GONE = [1, 4]
@@ -467,6 +467,32 @@ def test_an_optimizer_that_is_not_here_is_refused_at_once_with_the_remedy(
         with pytest.raises(RequestError, match=said) as caught:
             settings()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "moments"),
+    [
+        (None, 2.0), ("adamw_torch", 2.0), ("adamw_torch_fused", 2.0), ("adamw_8bit", 0.5), ("adamw_bnb_8bit", 0.5),
+        ("adamw_torch_4bit", 0.25), ("lion_32bit", 1.0), ("lion_8bit", 0.25), ("rmsprop", 1.0), ("sgd", 0.0),
+        ("adafactor", 0.0), ("paged_adamw_32bit", 0.0), ("paged_adamw_8bit", 0.0), ("galore_adamw", 2.0),
+    ],
+)  # fmt: skip
+def test_an_optimizer_counts_for_another_machine_with_what_it_keeps(optimizer: str | None, moments: float) -> None:
+    trainer = {} if optimizer is None else {"optim": optimizer}
+    with for_another_machine():
+        assert RemovalTraining(trainer=trainer).step(without=2).moments == moments
+
+
+def test_for_another_machine_names_are_checked_and_what_this_one_lacks_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: False)
+    offload = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"offload": True}}
+    with for_another_machine():
+        RemovalTraining(trainer={"optim": "paged_adamw_8bit", "report_to": "comet_ml", **offload})
+        for wrong in ({"optim": "adamw_9bit"}, {"optimum": "sgd"}):
+            with pytest.raises(RequestError, match=r"adamw_9bit|optimum"):
+                RemovalTraining(trainer=wrong)
+    with pytest.raises(RequestError, match="paged_adamw_8bit"):
+        RemovalTraining(trainer={"optim": "paged_adamw_8bit"})
 
 
 def test_an_optimizer_that_is_here_or_needs_the_model_is_not_refused_and_starts_nothing() -> None:

@@ -150,7 +150,22 @@ def _run(words: list[str]) -> int:
     instantiate = (
         getattr(parser, "instantiate", None) or parser.instantiate_classes
     )  # its name before jsonargparse 4.49
-    values = instantiate(parsed)
+    with _for_its_machine(parsed.get("hardware")):
+        _do(words, instantiate(parsed))
+    return 0
+
+
+def _for_its_machine(hardware: str | None) -> AbstractContextManager[None]:
+    """What a command is told is for this machine, or, as `estimate` can be asked for, for another one."""
+    if hardware in (None, "here"):
+        return nullcontext()
+    from secateur.training.settings import for_another_machine
+
+    return for_another_machine()
+
+
+def _do(words: list[str], values: Any) -> None:
+    """Run a command with the options that were read."""
     quiet, verbose = values.pop("quiet"), values.pop("verbose")
     values.pop("config", None)
     level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
@@ -173,7 +188,6 @@ def _run(words: list[str]) -> int:
     allowed = pickle_allowed(values.pop("allow_pickle", False))
     with allowed, _processes(words[0]), _only_the_first_prints():
         _module(words[0]).run(vars(values), RichProgress(quiet=quiet or not is_first()), ["secateur", *words])
-    return 0
 
 
 def _processes(command: str) -> AbstractContextManager[None]:

@@ -47,16 +47,14 @@ class Footprint:
     update_bytes: int
     """At the peak of the optimiser's step, moments and all; 0 without one."""
 
+    moments_bytes: int
+    """Of what the optimiser keeps, AdamW its two moments, which is there from the second step on; 0 without one."""
+
     kept_bytes: int
     """What is kept besides."""
 
     largest_layer_bytes: int
     """The weights of the largest decoder layer."""
-
-    @property
-    def moments_bytes(self) -> int:
-        """AdamW's two moments, which are there from the second step on."""
-        return 2 * self.trained_bytes if self.update_bytes else 0
 
     @property
     def static_bytes(self) -> int:
@@ -136,14 +134,18 @@ def _run(
         _pass(decoder, teacher, torch.zeros(shape, dtype=torch.long), step, trained)
     step_bytes = memory.peak
     memory.restart()
-    if trained and step.optimizer:
+    trained_bytes, updates = _bytes(trained), bool(trained) and step.optimizer
+    if updates:
         torch.optim.AdamW(trained, lr=0.0, foreach=False).step()
-    trained_bytes = _bytes(trained)
+    moments_bytes = round(step.moments * trained_bytes) if updates else 0
     return Footprint(
         weights_bytes=weights,
         trained_bytes=trained_bytes,
         step_bytes=step_bytes,
-        update_bytes=memory.peak if trained and step.optimizer else 0,
+        update_bytes=memory.peak - 2 * trained_bytes + moments_bytes
+        if updates
+        else 0,  # another optimiser is as AdamW otherwise
+        moments_bytes=moments_bytes,
         kept_bytes=round(step.trained_copies * trained_bytes + step.copies * weights),
         largest_layer_bytes=max(_bytes(layer.parameters()) for layer in decoder.layers),
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +22,7 @@ __all__ = [
     "FineTuning",
     "RemovalTraining",
     "check_trainer_options",
+    "for_another_machine",
     "options_as_named_here",
     "rows_at_once",
 ]
@@ -114,13 +117,13 @@ class RemovalTraining:
         Raises:
             RequestError: if several processes cannot have equal shares of a step.
         """
-        checkpointing = any(self.trainer.get(f"{name}_checkpointing") for name in ("gradient", "activation"))
         return Step(
             trains=self.train,
             sequences=rows_at_once(self.sequences_per_step, self.micro_batch or self.sequences_per_step),
             without=without,
             teacher=self.distil > 0,
-            checkpointing=checkpointing,
+            checkpointing=any(self.trainer.get(f"{name}_checkpointing") for name in ("gradient", "activation")),
+            moments=_moments(str(self.trainer.get("optim", ""))),
             lora_rank=self.lora_rank,
             partial_layers=self.partial_layers,
             trained_copies=1.0,
@@ -213,6 +216,30 @@ class FineTuning:
         return self.max_steps or max(1, math.ceil(self.epochs * math.ceil(num_examples / self.batch_size)))
 
 
+def _moments(optimizer: str) -> float:
+    """What an optimiser of the Trainer keeps on the device, in float32 copies of what is trained; as AdamW, if that is not known.
+
+    bitsandbytes keeps 8 bits of each moment (arXiv 2110.02861), and pages what `paged` optimisers keep out to the CPU's memory.
+    """
+    if optimizer.startswith("paged_") or optimizer in ("sgd", "adafactor"):  # Adafactor: a row and a column a matrix
+        return 0.0
+    moments = 1.0 if optimizer.startswith(("lion", "rmsprop", "adagrad")) else 2.0
+    return moments / (4 if optimizer.endswith("8bit") else 8 if optimizer.endswith("4bit") else 1)
+
+
+_FOR_ANOTHER_MACHINE: ContextVar[bool] = ContextVar("for_another_machine", default=False)
+
+
+@contextmanager
+def for_another_machine() -> Iterator[None]:
+    """Settings that are made in here are not for this machine: it need not have the packages and devices they ask for."""
+    token = _FOR_ANOTHER_MACHINE.set(True)
+    try:
+        yield
+    finally:
+        _FOR_ANOTHER_MACHINE.reset(token)
+
+
 def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
     """Hold further options of the Trainer to the names it knows, and those in `also`.
 
@@ -227,6 +254,10 @@ def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] =
     unknown = sorted(options_as_named_here(options).keys() - {*TrainingArguments.__dataclass_fields__, *also})
     if unknown:
         raise RequestError(f"trainer has no option '{unknown[0]}'; see transformers.TrainingArguments for what it has")
+    if "optim" in options:
+        _check_optimizer_name(options["optim"])
+    if _FOR_ANOTHER_MACHINE.get():
+        return
     asked = options.get("report_to") or ()
     wanted = {asked} if isinstance(asked, str) else set(asked)
     missing = sorted(wanted - {"none", "all", *(get_available_reporting_integrations() if wanted else ())})
@@ -246,10 +277,20 @@ def options_as_named_here(options: Mapping[str, Any]) -> dict[str, Any]:
     return {older[name] if older.get(name) in known else name: value for name, value in options.items()}
 
 
+def _check_optimizer_name(name: Any) -> None:
+    from transformers.training_args import OptimizerNames
+
+    try:
+        OptimizerNames(name)
+    except ValueError:
+        raise RequestError(
+            f"the Trainer has no optim '{name}'; choose adamw_torch, or another of its OptimizerNames"
+        ) from None
+
+
 def _check_optimizer(named: Mapping[str, Any]) -> None:
     """Have the Trainer look for the optimiser, which it would do when the layers are chosen."""
     from transformers import Trainer, TrainingArguments
-    from transformers.training_args import OptimizerNames
 
     class Arguments(TrainingArguments):  # type: ignore[misc]
         """Those of the Trainer, without the devices and processes that are set up for a training."""
@@ -257,12 +298,6 @@ def _check_optimizer(named: Mapping[str, Any]) -> None:
         def __post_init__(self) -> None:
             pass
 
-    try:
-        OptimizerNames(named["optim"])
-    except ValueError:
-        raise RequestError(
-            f"the Trainer has no optim '{named['optim']}'; choose adamw_torch, or another of its OptimizerNames"
-        ) from None
     try:
         Trainer.get_optimizer_cls_and_kwargs(Arguments(output_dir="unused", **named))
     except ImportError as error:
