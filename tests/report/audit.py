@@ -1,15 +1,17 @@
 """Hold report pages to axe-core's rules, in light and dark and at two widths.
 
-    npm pack axe-core && tar xzf axe-core-*.tgz
-    python tests/report/audit.py package/axe.min.js OUT/secateur/report.html
+    python tests/report/audit.py OUT/secateur/report.html
 
 prints each finding as impact, rule, element and reason, and ends with 1 if one of them is serious or critical. With
-`--pictures DIR` it leaves what each looked like.
+`--pictures DIR` it leaves what each looked like. axe-core is that of the package axe-core-python; a newer one is had by
+`npm pack axe-core`, and given as `--axe` or by the environment as AXE.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,16 @@ from typing import Any
 
 from browser import Page, browser
 
+
+def _axe() -> Path | None:
+    """The file of axe-core: AXE, or what the package axe-core-python brings."""
+    if named := os.environ.get("AXE"):
+        return Path(named)
+    package = importlib.util.find_spec("axe_core_python")
+    return Path(package.origin).with_name("axe.min.js") if package and package.origin else None
+
+
+AXE = _axe()
 WIDTHS = (1280, 390)
 GRAVE = ("serious", "critical")
 
@@ -50,10 +62,12 @@ def described(finding: dict[str, Any]) -> str:
 def main() -> int:
     """Audit the pages that are named."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("axe", type=Path, help="axe.min.js")
     parser.add_argument("pages", type=Path, nargs="+")
+    parser.add_argument("--axe", type=Path, default=AXE, help="axe.min.js, as of npm pack axe-core")
     parser.add_argument("--pictures", type=Path)
     options = parser.parse_args()
+    if options.axe is None:
+        parser.error("axe-core is not here: pip install axe-core-python, or give --axe axe.min.js")
     axe, grave = options.axe.read_text(encoding="utf-8"), 0
     with browser() as page:
         for file in options.pages:

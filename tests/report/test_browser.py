@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from audit import GRAVE, findings, views
+from audit import AXE, GRAVE, findings, views
 from browser import CHROMIUM, Page, browser
 from made_up_runs import PAGES, run
 
 from secateur.report.page import report_page
 
-AXE = os.environ.get("AXE")
-needs_axe = pytest.mark.skipif(AXE is None, reason="needs AXE=axe.min.js, of npm pack axe-core")
+needs_axe = pytest.mark.skipif(
+    AXE is None, reason="needs axe-core: pip install axe-core-python, or AXE=axe.min.js of npm's"
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 CLIPPED = """[...document.querySelectorAll("svg text")].filter((text) => {
@@ -121,7 +121,7 @@ def test_only_what_scrolls_is_a_stop_of_the_tab_key(tab: Page, folder: Path) -> 
 @needs_axe
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_has_no_grave_finding(tab: Page, folder: Path, name: str) -> None:
-    axe = Path(AXE or "").read_text(encoding="utf-8")
+    axe = AXE.read_text(encoding="utf-8")
     for view in views(tab, folder / f"{name}.html"):
         found = findings(tab, axe)
         assert [(each["id"], each["nodes"][0]["target"]) for each in found if each["impact"] in GRAVE] == [], view
@@ -132,5 +132,5 @@ def test_axe_finds_a_pale_text(tab: Page, tmp_path: Path) -> None:
     page = tmp_path / "pale.html"
     page.write_text(report_page([run()]).replace("--soft:#57606a", "--soft:#aaaaaa"), encoding="utf-8")
     tab.open(page, width=1280)
-    found = findings(tab, Path(AXE or "").read_text(encoding="utf-8"))
+    found = findings(tab, AXE.read_text(encoding="utf-8"))
     assert [(each["id"], each["impact"]) for each in found] == [("color-contrast", "serious")]
