@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from secateur.data import evaluation_windows
 from secateur.errors import RequestError
 from secateur.evaluation.harness import harness_scores
 from secateur.evaluation.perplexity import perplexity
+from secateur.progress import Silent
 
 TASKS = """
 task: {name}
@@ -62,6 +65,35 @@ def test_perplexity_is_that_of_each_model_on_the_same_windows(
         assert (row["window"], row["stride"]) == (32, stride or 32)
         assert row["predicted_tokens"] == (6 * 31 if stride is None else 31 + 5 * 20)
         assert "tasks" not in row
+
+
+@pytest.mark.parametrize(
+    ("calibrated_on", "seen"),
+    [("text.txt", True), ("alias.txt", True), ("other.txt", False), ("wikitext2", False), (None, False)],
+)
+def test_a_model_measured_on_the_text_it_was_calibrated_on_is_said_to_be_flattered(
+    calibrated_on: str | None, seen: bool, tiny_checkpoint: Path, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "alias.txt").symlink_to(text)
+    (tmp_path / "other.txt").write_text(Path(text).read_text())
+    model = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, model)
+    spec = {"text.txt": text, "wikitext2": "wikitext2", None: None}.get(
+        calibrated_on, str(tmp_path / str(calibrated_on))
+    )
+    if spec is not None:
+        (model / "secateur").mkdir()
+        (model / "secateur" / "plan.json").write_text("{}")
+        (model / "secateur" / "record.json").write_text(json.dumps({"data": {"spec": spec}}))
+    said: list[str] = []
+
+    class Noted(Silent):
+        def note(self, message: str) -> None:
+            said.append(message)
+
+    evaluate([tiny_checkpoint, model], data=text, sequence_length=32, num_sequences=2, progress=Noted())
+    beginning = f"{model} was calibrated on {text}: its perplexity here flatters it"
+    assert [line.startswith(beginning) for line in said] == [True] * seen
 
 
 def test_tasks_are_those_of_the_harness_with_their_mean(

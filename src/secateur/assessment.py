@@ -10,11 +10,13 @@ from typing import Any
 
 from secateur.context import check_window
 from secateur.data import TokenBatches, evaluation_windows
-from secateur.errors import RequestError
+from secateur.data.text import dataset_on_hub
+from secateur.errors import DataError, RequestError
 from secateur.evaluation.harness import HarnessTasks, mean_score
 from secateur.loading import Placement, load_config, load_model, load_tokenizer
 from secateur.progress import Progress, Silent
 from secateur.report.record import revision_of
+from secateur.report.reported import load_run
 from secateur.stages import quality, size
 
 __all__ = ["evaluate"]
@@ -107,6 +109,12 @@ def evaluate(
         found = HarnessTasks.load(
             tasks, include_path=include_path, limit=limit, num_fewshot=num_fewshot, seed=seed, progress=progress
         )
+    for source in sources if data is not None else ():
+        if _was_calibrated_on(source, str(data)):
+            progress.note(
+                f"{source} was calibrated on {data}: its perplexity here flatters it; its report has the one on windows that "
+                "were held out, or give another text"
+            )
     rows = []
     for source, tokenizer, windows in zip(sources, tokenizers, texts, strict=True):
         model = load_model(source, dtype=dtype, placement=placement, **common)
@@ -118,6 +126,18 @@ def evaluate(
         rows.append(row)
         del model  # before the next is loaded
     return rows
+
+
+def _was_calibrated_on(source: str | Path, data: str) -> bool:
+    """Whether a pruned model's record names the very text; of a data set of the hub other splits are evaluated on."""
+    try:
+        spec = str((load_run(source).record.get("data") or {}).get("spec"))
+    except DataError:  # no model of ours
+        return False
+    if dataset_on_hub(data) is not None:
+        return False
+    here = Path(data), Path(spec)
+    return spec == data or (all(path.exists() for path in here) and here[0].samefile(here[1]))
 
 
 def _refuse_without_effect(needed: str, given: object, options: Mapping[str, object]) -> None:
