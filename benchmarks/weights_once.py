@@ -1,11 +1,12 @@
 """Is there a second copy of the weights while layers are scored? The most memory of a phase, in the bytes of the weights.
 
-    python benchmarks/weights_once.py --parameters 1.7e9   # a random Llama in bfloat16, 3.4 GB
+    python benchmarks/weights_once.py run --parameters 1.7e9 --precision fp32 --tokens 4 --batch 1   # writes results/weights_once.json
+    python benchmarks/weights_once.py tables                                        # rewrites the table in docs/scaling.md
 
-IGIA (`gradpruner`) and ELDeR's first stage in both its forms, each in a process of its own, on a model read from disk; what
-Python and its libraries hold before that is taken off. `loaded` is after reading (pages of the file that nobody has looked at yet
-do not count), `peak` the most while layers are chosen. Above 1 are activations, logits, adapters with their moments, and on
-a small model the libraries' code. With --out the result goes to a JSON file.
+IGIA (`gradpruner`) and ELDeR's first stage in both its forms, each in a process of its own, on a random Llama in bfloat16 read
+from disk; what Python and its libraries hold before that is taken off. `loaded` is after reading (pages of the file that nobody
+has looked at yet do not count), `peak` the most while layers are chosen. Above 1 are activations, logits, adapters with their
+moments, and on a small model the libraries' code. The first command takes 40 minutes of one core.
 """
 
 from __future__ import annotations
@@ -22,6 +23,14 @@ from typing import Any
 import psutil
 import torch
 
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from cells import markdown, with_tables  # noqa: E402  (a script beside this one)
+
+RESULT = HERE / "results" / "weights_once.json"
+PAGE = HERE.parent / "docs" / "scaling.md"
+
 NUM_LAYERS, VOCABULARY, WINDOWS = 24, 8192, 4
 SETTINGS: dict[str, dict[str, Any]] = {
     "gradpruner": {"scoring_steps": 3, "scoring_batch": 2},
@@ -33,29 +42,51 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["run", "tables"])
     parser.add_argument("--parameters", type=float, default=1e8, help="of the model, about")
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], default="bf16", help="of the passes; fp32 is the weights' own"
     )
     parser.add_argument("--tokens", type=int, default=16, help="of a window; there are four")
     parser.add_argument("--batch", type=int, default=2, help="windows that are passed at once")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--phase", nargs=2, metavar=("METHOD", "MODEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.command == "tables":
+        PAGE.write_text(made_anew(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        return
     if options.phase:
         print(json.dumps(measured(*options.phase, options.precision, options.tokens, options.batch)))
         return
     with tempfile.TemporaryDirectory() as folder:
         write_model(folder, options.parameters, options.tokens)
-        words = [sys.executable, __file__, "--precision", options.precision]
+        words = [sys.executable, __file__, "run", "--precision", options.precision]
         words += ["--tokens", str(options.tokens), "--batch", str(options.batch)]
         rows = []
         for name in SETTINGS:
             done = subprocess.run([*words, "--phase", name, folder], stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(json.dumps(rows[-1]))
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def made_anew(page: str) -> str:
+    """The page with its table made from the result."""
+    return with_tables(page, lambda name: table() if name == "weights-once" else None)
+
+
+def table() -> str:
+    """A row a method."""
+    rows = json.loads(RESULT.read_text(encoding="utf-8"))
+    body = [
+        [
+            f"`{row['method']}`",
+            f"{row['parameters'] / 1e9:.2f} B",
+            f"{row['weights_bytes'] / 1e9:.2f} GB",
+            f"{row['peak']:.2f} x",
+        ]
+        for row in rows
+    ]
+    return markdown(["method", "parameters", "weights", "most memory while it chooses, of the weights"], body)
 
 
 def write_model(folder: str, parameters: float, tokens: int) -> None:

@@ -125,6 +125,7 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
         ("ceiling", "speed.md", "## Against the ceiling"),
         ("estimates", "estimating.md", "## How near it comes"),
         ("allocator", "scaling.md", "| LoRA |"),
+        ("weights_once", "scaling.md", "| `gradpruner` | 1.73 B |"),
         ("two_processes", "scaling.md", "| eval: perplexity | yes |"),
         ("compare", "comparison.md", "| `elder` |"),
         ("choosing", "choosing.md", "| [`elder`](methods/elder.md) |"),

@@ -11,6 +11,8 @@ import yaml
 
 from secateur.cli import main
 from secateur.compare.config import read_comparison
+from secateur.compare.results import Results
+from secateur.errors import RequestError
 from secateur.methods import METHODS
 
 NAMES = ["tiny-llama--magnitude--drop2--none--seed0", "tiny-llama--random--drop2--none--seed0"]
@@ -102,6 +104,8 @@ def test_tables_of_a_damaged_file_are_refused_in_one_line_that_names_it_and_what
         (("metrics", "pruned", "tasks"), {"arc": {"value": 0.5}}, "it has no metrics.pruned.tasks.arc.stderr"),
         (("tokens", "trained_after_cut"), "many", "tokens.trained_after_cut is 'many'"),
         (("timings", "seconds"), {"load": None}, "timings.seconds.load is 'None'"),
+        (("timings", "speed"), {"prefill": 1.2}, "it has no timings.speed.decode"),
+        (("timings", "speed"), "fast", "timings.speed is not a mapping of names to values"),
     ],
 )
 def test_a_cell_that_lacks_a_field_is_named_with_the_field_by_tables_and_by_compare(
@@ -159,3 +163,24 @@ def test_the_configs_of_this_repository_are_right(path: Path, monkeypatch: pytes
     monkeypatch.setenv("DATA", "data")
     assert read_comparison(path).blocks
     assert yaml.safe_load(path.read_text())["models"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "says"),
+    [
+        ("dense", "{}", "it has no request"),
+        ("dense", '{"request": {}, "value": 3}', "value is '3'"),
+        ("plans", '{"request": {}, "plan": {}}', "it has no plan.order"),
+        ("plans", "[", "Expecting value"),
+    ],
+)
+def test_what_was_computed_once_and_is_damaged_is_named_with_the_remedy(
+    tmp_path: Path, kind: str, content: str, says: str
+) -> None:
+    results = Results(tmp_path)
+    results.open()
+    (tmp_path / kind / "a.json").write_text(content)
+    with pytest.raises(
+        RequestError, match=rf"{kind}/a\.json is damaged \({says}.*\); remove it, and run the comparison again"
+    ):
+        results.once(kind, "a", {}, dict)

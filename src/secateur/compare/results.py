@@ -41,9 +41,15 @@ _RESULT = {
     "measures": {"tasks": {...: _NUMBER_OR_NULL}, "speed": bool},
     "metrics": {"dense": _MEASURED, "pruned": _MEASURED},
     "tokens": {"trained_before_cut": _NUMBER, "trained_after_cut": _NUMBER},
-    "timings": {"seconds": {...: _NUMBER}, "speed": (dict, NoneType)},
+    "timings": {"seconds": {...: _NUMBER}, "speed": ({"decode": _NUMBER}, NoneType)},
 }
 """What is read again of a cell's file, each with its type (`...` is every name); there is more in it."""
+
+_ONCE: dict[str, dict[str, Any]] = {
+    "dense": {"request": dict, "value": dict},
+    "plans": {"request": dict, "plan": {"order": list}},
+}  # fmt: skip
+"""The same of what is computed once, by its folder."""
 
 _CELL = {"id": str, "model": str, "method": str, "drop": int, "recovery": str, "seed": int}
 """A line of `compare.json`."""
@@ -177,7 +183,7 @@ class Results:
         """
         file = self.folder / kind / f"{name}.json"
         with self.claim(f"{kind}--{name}", wait=True):
-            found = _read(file)
+            found = _read(file, _ONCE[kind])
             if found is None or differing(request, found.get("request")) or not enough(found):
                 found = finite({"request": request, **make()})
                 write_json(file, found)
@@ -237,6 +243,8 @@ def _read(file: Path, shape: Mapping[str, Any] | None = None) -> dict[str, Any] 
 
 def _unlike(value: Any, shape: Any, name: str = "") -> str | None:
     """What speaks against a value having a shape, None if nothing does."""
+    if isinstance(shape, tuple) and isinstance(shape[0], Mapping):
+        return None if value is None and NoneType in shape else _unlike(value, shape[0], name)
     if not isinstance(shape, Mapping):
         return None if isinstance(value, shape) else f"{name} is {str(value)[:40]!r}"
     if not isinstance(value, dict):
