@@ -1,12 +1,13 @@
 """Is there a second copy of the weights while layers are scored? The most memory of a phase, in the bytes of the weights.
 
-    python benchmarks/weights_once.py run --parameters 1.7e9 --precision fp32 --tokens 4 --batch 1   # writes results/weights_once.json
-    python benchmarks/weights_once.py tables                                        # rewrites the table in docs/scaling.md
+    python benchmarks/weights_once.py run --parameters 1.7e9 --precision fp32 --tokens 4 --batch 1
+    python benchmarks/weights_once.py tables   # rewrites the table in docs/scaling.md
 
 IGIA (`gradpruner`) and ELDeR's first stage in both its forms, each in a process of its own, on a random Llama in bfloat16 read
 from disk; what Python and its libraries hold before that is taken off. `loaded` is after reading (pages of the file that nobody
 has looked at yet do not count), `peak` the most while layers are chosen. Above 1 are activations, logits, adapters with their
-moments, and on a small model the libraries' code. The first command takes 40 minutes of one core.
+moments, and on a small model the libraries' code. The first command writes
+results/weights_once.json and takes 40 minutes of one core.
 """
 
 from __future__ import annotations

@@ -269,7 +269,8 @@ def page(record: dict[str, Any]) -> str:
         "and generation with the cache is generation without. Before, each layer is shown to change the logits.",
         "",
         "This page is written by `python tests/families/family_sweep.py`, which runs them all; "
-        "`pytest tests/families --every-family -n 2` holds them all to it, and without the option some of each kind. "
+        "`pytest tests/families --every-family -n 2` holds them all to it (195 tests in six minutes of one core's time), "
+        "and without the option some of each kind. "
         "Encoder-decoders such as T5 are not in that mapping, and are refused; decoders of theirs that are (BART's) are cut.",
         "",
         "| outcome | families | meaning |",
