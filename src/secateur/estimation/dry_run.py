@@ -134,17 +134,16 @@ def _run(
         _pass(decoder, teacher, torch.zeros(shape, dtype=torch.long), step, trained)
     step_bytes = memory.peak
     memory.restart()
-    trained_bytes, updates = _bytes(trained), bool(trained) and step.optimizer
-    if updates:
+    trained_bytes, update_bytes, moments_bytes = _bytes(trained), 0, 0
+    if trained and step.optimizer:
         torch.optim.AdamW(trained, lr=0.0, foreach=False).step()
-    moments_bytes = round(step.moments * trained_bytes) if updates else 0
+        moments_bytes = round(step.moments * trained_bytes)
+        update_bytes = memory.peak - 2 * trained_bytes + moments_bytes  # another optimiser is as AdamW otherwise
     return Footprint(
         weights_bytes=weights,
         trained_bytes=trained_bytes,
         step_bytes=step_bytes,
-        update_bytes=memory.peak - 2 * trained_bytes + moments_bytes
-        if updates
-        else 0,  # another optimiser is as AdamW otherwise
+        update_bytes=update_bytes,
         moments_bytes=moments_bytes,
         kept_bytes=round(step.trained_copies * trained_bytes + step.copies * weights),
         largest_layer_bytes=max(_bytes(layer.parameters()) for layer in decoder.layers),
