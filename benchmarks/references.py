@@ -161,7 +161,7 @@ def table(name: str) -> str:
                 title,
                 f"{found['drop']} of {found['layers']}",
                 "the same" if found["same_choice"] else "differs",
-                " and ".join(f"{ratio:.2f} x" for ratio in found["faster"]),
+                " and ".join(f"{ratio:.2f} ×" for ratio in found["faster"]),
             ]
             for title, found in (
                 ("SmolLM2-135M", report["sleb"]),

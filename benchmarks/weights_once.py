@@ -83,7 +83,7 @@ def table() -> str:
             f"`{row['method']}`",
             f"{row['parameters'] / 1e9:.2f} B",
             f"{row['weights_bytes'] / 1e9:.2f} GB",
-            f"{row['peak']:.2f} x",
+            f"{row['peak']:.2f} ×",
         ]
         for row in rows
     ]

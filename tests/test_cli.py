@@ -101,7 +101,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out OUT --target-speedup 30%": ("not '30%'", "a ratio above 1 such as 1.3"),
     "prune MODEL --data DATA --out OUT --target-speedup nan": ("not 'nan'", "a ratio above 1 such as 1.3"),
     "prune MODEL --data DATA --out OUT --drop 2 --target-speedup 1.3": ("--drop and --target-speedup", "one of --drop"),
-    "prune MODEL --data DATA --out OUT --drop 2 --recover half": ("half", "'none', 'lora', 'partial', 'full', 'distill'"),
+    "prune MODEL --data DATA --out OUT --drop 2 --recover half": ("half", "one of none, lora, partial, full, distill"),
     "prune MODEL --data DATA --out OUT --drop 2 --recover full --recover-tokens 20": ("recover_tokens=20", "choose 32"),
     "prune MODEL --data DATA --out OUT --drop 2 --recover full --recover-tokens 0": ("recover_tokens must be 1", "not 0"),
     "prune MODEL --data DATA --out OUT --drop 2 --recover full --recover-tokens 1e3x": ("--recover-tokens", "not '1e3x'"),
@@ -137,11 +137,18 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out OUT --drop 2 --sequence-length 1": ("sequence length is 1", "choose 2 or more"),
     "prune MODEL --data DATA --out OUT --drop 2 --num-sequences -4": ("number of sequences is -4", "choose 1 or more"),
     "prune MODEL --data DATA --out OUT --drop 2 --batch-size 0": ("batch size is 0", "choose 1 or more"),
-    "prune MODEL --data DATA --out OUT --drop 2 --seed x": ("--seed: expects int of 0 or more, not 'x'", "--help"),
-    "prune MODEL --data DATA --out OUT --drop 2 --precision fp8": ("fp8", "--help"),
+    "prune MODEL --data DATA --out OUT --drop 2 --seed x": ("--seed: expects int of 0 or more and below", "not 'x'"),
+    "prune MODEL --data DATA --out OUT --drop 2 --precision fp8": ("not 'fp8'", "one of auto, fp32, bf16"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.lambda-1 abc": ("--elder.lambda-1: expects float, not 'abc'", "--help"),
-    "prune MODEL --data DATA --out OUT --drop 2 --elder.train half": ("'half'", "'full', 'lora'"),
-    "prune MODEL --data DATA --out OUT --drop 2 --elder.absorb yes": ("--elder.absorb", "'map', 'projection'] or null"),
+    "prune MODEL --data DATA --out OUT --drop 2 --elder.train half": ("'half'", "one of full, lora, partial"),
+    "prune MODEL --data DATA --out OUT --drop 2 --recover lorra": ("not 'lorra'", "did you mean lora?"),
+    "prune MODEL --data DATA --out OUT --drop 2 --shortgpt.sorce 1": ("--shortgpt.sorce", "shortgpt has no settings"),
+    "prune --method eldr --help": ("unknown method 'eldr'", "did you mean 'elder'?"),
+    "eval MODEL --task piqa": ("--task", "could match --tasks, --task-batch-size"),
+    "completion": ("missing SHELL (bash, zsh, fish)", "--help"),
+    "completion fsh": ("not 'fsh'", "did you mean fish?"),
+    "prune MODEL --data DATA --out OUT --drop 2 --config MISSPELT": ("'elder.learnin_rate'", "did you mean elder.learning_rate?"),
+    "prune MODEL --data DATA --out OUT --drop 2 --elder.absorb yes": ("--elder.absorb", "one of map, projection or null"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.steps -3": ("steps must be 0 or more", "not -3"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.weight-decay -1": ("weight_decay must be 0 or more", "not -1"),
     'prune MODEL --data DATA --out OUT --drop 2 --elder.trainer {"nope":1}': ("no option 'nope'", "TrainingArguments"),
@@ -218,7 +225,9 @@ WRONG: dict[str, tuple[str, str]] = {
     "eval MODEL --tasks piqa --include-path nowhere": ("nowhere is no folder", "to --include-path"),
     "eval MODEL --tasks piqa --include-path FOLDER": ("folder holds no task files", "to --include-path"),
     "eval no/such/model --tasks piqa": ("no/such/model", "give a local checkpoint"),
-    "demo --seed x": ("--seed: expects int of 0 or more, not 'x'", "secateur demo --help"),
+    "score MODEL --data DATA --seed 4294967296": ("not '4294967296'", "below 2**32"),
+    "prune MODEL --data DATA --out OUT --drop 2 --config NOOPTIONS": ("no-options.env", "--print-config shows"),
+    "demo --seed x": ("--seed: expects int of 0 or more and below 2**32, not 'x'", "secateur demo --help"),
     "demo --out FOLDER": ("folder is not empty", "--overwrite"),
     "demo MODEL": ("MODEL", "secateur demo --help"),
 }  # fmt: skip
@@ -234,6 +243,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, text
     (base / "folder" / "mine.txt").write_text("mine")
     (base / "bad.yaml").write_text("a: [1\n")
     (base / "unknown.yaml").write_text("num_sequence: 3\n")
+    (base / "no-options.env").write_text("PASSWORD=correcthorse\nOTHER=1\n")
+    (base / "misspelt.yaml").write_text("elder: {learnin_rate: 1}\n")
     matrix = {"text": {"data": text, "sequence_length": 32}, "methods": ["shortgpt"], "drops": [2]}
     for name, given in (
         ("matrix", {"models": [str(tiny_checkpoint)]}), ("nomodel", {"models": ["no/such/model"]}),
@@ -257,6 +268,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, text
         "FOLDER": str(base / "folder"), "ENCODER": str(base / "encoder"), "T5": str(base / "t5"), "OUT": "out",
         "OTHER": str(base / "other"), "CORRUPT": str(base / "corrupt"), "TRUNCATED": str(base / "truncated"),
         "BADYAML": str(base / "bad.yaml"), "UNKNOWN": str(base / "unknown.yaml"),
+        "MISSPELT": str(base / "misspelt.yaml"),
+        "NOOPTIONS": str(base / "no-options.env"),
         "MATRIX": str(base / "matrix.yaml"), "NOMODEL": str(base / "nomodel.yaml"), "TOOMANY": str(base / "toomany.yaml"),
     }  # fmt: skip
 
@@ -339,6 +352,13 @@ def test_failure_on_the_way_exits_1_with_one_line(
         assert "RuntimeError: two" in Path(log[1]).read_text()
         Path(log[1]).unlink()
     assert not list(here.iterdir())
+
+
+def test_what_is_in_a_file_that_holds_no_options_is_not_shown(
+    places: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", places["MODEL"], "--data", places["DATA"], "--config", places["NOOPTIONS"]]) == 2
+    assert "correcthorse" not in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -435,6 +455,22 @@ def test_layers_are_numbers_and_inclusive_ranges() -> None:
     assert parse_layers("3, 7,20-22") == (3, 7, 20, 21, 22)
     with pytest.raises(RequestError):
         parse_layers("")
+
+
+def test_what_is_typed_counts_before_a_file_wherever_it_stands(
+    places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["score", "--method=shortgpt", "--seed=3", "--print-config"]) == 0
+    (here / "all.yaml").write_text(capsys.readouterr().out)  # every option, what is required as null
+    words = ["score", places["MODEL"], "--data", places["DATA"], "--seed=4", *SIZE, "--drop=2", "--json", "--quiet"]
+    for placed in (
+        [*words, "--config=all.yaml"],
+        [*words, "--config", "all.yaml"],
+        ["score", "--config=all.yaml", *words[1:]],
+    ):
+        assert main(placed) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert (shown["method"], shown["seed"]) == ("shortgpt", 4)
 
 
 # ---- right requests ------------------------------------------------------------------------------------------------------------
@@ -679,7 +715,7 @@ WRONG_TUNE: dict[str, tuple[str, str]] = {
     "tune MODEL --data TASK --out OUT --target-speedup 1.3": ("--target-speedup", "secateur tune --help"),
     "tune MODEL --data TASK --out OUT --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
     "tune CORRUPT --data TASK --out OUT --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
-    "tune MODEL --data TASK --out OUT --drop 2 --train half": ("--train", "'full', 'lora'"),
+    "tune MODEL --data TASK --out OUT --drop 2 --train half": ("--train", "one of full, lora"),
     "tune MODEL --data TASK --out OUT --drop 2 --epocs 3": ("--epocs", "did you mean --epochs?"),
     "tune MODEL --data TASK --out OUT --drop 2 --epochs x": ("--epochs: expects float, not 'x'", "--help"),
     "tune MODEL --data TASK --out OUT --drop 2 --epochs 0": ("epochs must be above 0", "not 0"),
@@ -687,7 +723,7 @@ WRONG_TUNE: dict[str, tuple[str, str]] = {
     "tune MODEL --data TASK --out OUT --drop 2 --num-test 0": ("num_test must be 1 or more", "not 0"),
     "tune MODEL --data TASK --out OUT --drop 2 --metric f1": ("f1", "--help"),
     "tune MODEL --data TASK --out OUT --drop 2 --resume": ("nothing to resume", "leave --resume out"),
-    "tune MODEL --data TASK --out OUT --drop 2 --gradpruner.merge signs": ("'signs'", "'sign', 'sign-igia'"),
+    "tune MODEL --data TASK --out OUT --drop 2 --gradpruner.merge signs": ("'signs'", "did you mean sign?"),
     "tune MODEL --data TASK --out OUT --drop 2 --gradpruner.keep 2": ("keep is the share", "not 2"),
     "tune MODEL --data TASK --out OUT --drop 2 --elder.steps 4": ("--elder.steps is a setting of elder", "--method elder"),
     'tune MODEL --data TASK --out OUT --drop 2 --trainer {"nope":1}': ("no option 'nope'", "TrainingArguments"),

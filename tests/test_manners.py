@@ -121,7 +121,7 @@ def test_completion_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_an_unknown_shell_is_refused_with_those_that_are_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "cmd"]) == 2
-    assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
+    assert "one of bash, zsh, fish" in capsys.readouterr().err
 
 
 # ---- quiet, verbose, colour --------------------------------------------------------------------------------------------

@@ -424,3 +424,39 @@ def test_log_is_in_the_output_says_what_was_done_and_has_no_token(
     for written in about:
         assert secret not in written
         assert "hf_abc" not in written
+
+
+def test_a_run_that_was_killed_before_it_had_begun_is_begun_by_resume(
+    tiny_checkpoint: Path, text: TextSettings, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    work_directory(out).mkdir()
+    (work_directory(out) / "run.log").write_text("half a line")
+    run(tiny_checkpoint, text, out, "laco", resume=True)
+    assert (out / "model.safetensors").is_file()
+    assert not work_directory(out).exists()
+
+
+@pytest.mark.parametrize("name", ["request.json", "dense.json", "choice.json"])
+def test_a_damaged_file_of_the_work_is_named_with_the_remedy(
+    name: str, tiny_checkpoint: Path, text: TextSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        stop(patched, pipeline, "write_and_prove")
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_checkpoint, text, out, "laco")
+    (work_directory(out) / name).write_text('{"half')
+    with pytest.raises(RequestError, match=rf"{name} is damaged.*remove .*out\.work to start over"):
+        run(tiny_checkpoint, text, out, "laco", resume=True)
+
+
+def test_no_token_is_in_what_was_asked_for(tiny_checkpoint: Path, text: TextSettings, tmp_path: Path) -> None:
+    recovery = Recovery(recover="lora", recover_tokens=8 * 32, recover_trainer={"run_name": "hf_abcdefghijklmnop"})
+    out = tmp_path / "out"
+    run(tiny_checkpoint, text, out, "laco", recovery=recovery)
+    for file in (file for file in out.rglob("*") if file.suffix in (".json", ".md", ".html", ".log")):
+        assert "hf_abcdefghijklmnop" not in file.read_text(encoding="utf-8"), file
+    assert json.loads((out / "secateur" / "request.json").read_text())["recovery"]["recover_trainer"] == {
+        "run_name": "***"
+    }

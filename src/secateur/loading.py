@@ -40,6 +40,8 @@ _DTYPES: dict[str, torch.dtype | Literal["auto"]] = {
 }
 
 
+_MOST_LAYERS = 10_000  # far more than any model has
+
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 """Files that many licences want to go along with whatever is made of a model."""
 
@@ -148,17 +150,18 @@ def load_config(source: str | Path, *, revision: str | None = None, trust_remote
         raise ModelError(f"there is no {source}; give a local checkpoint directory, or a hub id (owner/name)")
     with _explained(source), quiet_transformers():
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        names = list(config.architectures or ())
     remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     causal = remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     # BERT and its like can be built as a decoder; a checkpoint trained to fill gaps is none.
-    masked = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or ())
+    masked = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in names)
     if getattr(config, "is_encoder_decoder", False) or masked or not causal:
         raise UnsupportedModelError(
             f"{source} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
         )
     with _explained(source):
         num_layers = layer_count(config)
-    if num_layers < 1:
+    if not 1 <= num_layers <= _MOST_LAYERS:
         raise ModelError(f"{source} says that its model has {num_layers} layers; mend config.json")
     return config
 

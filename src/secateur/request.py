@@ -94,8 +94,8 @@ class Target:
         if len(given) != 1:
             have = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
             raise RequestError(
-                "say how much to drop with one of --drop, --target-params or --layers, or of --max-ppl-increase and "
-                f"--target-speedup of prune (given: {have})"
+                "say how much goes by one of --drop, --target-params or --layers; prune has --max-ppl-increase and "
+                f"--target-speedup too (given: {have})"
             )
         if self.target_params is not None and not 0 < self.target_params < 1:
             raise RequestError(f"--target-params is a share between 0 % and 100 %, not {100 * self.target_params:g} %")

@@ -34,7 +34,7 @@ from secateur.errors import OutputError, RequestError, SecateurError, WriteError
 from secateur.plan import PruningPlan, write_text
 from secateur.processes import by_first, count, is_first, sharded
 from secateur.report.log import logging_to
-from secateur.report.record import secateur_version, versions
+from secateur.report.record import redacted, secateur_version, versions
 from secateur.signals import finishing
 from secateur.surgery.weights import load_weights_, num_bytes, save_weights
 from secateur.training.checkpoints import Keeping
@@ -68,7 +68,7 @@ def identity(**asked: Any) -> dict[str, Any]:
     """What makes two runs the same run, as plain JSON values: what was asked for, and what computes it."""
     computes = {name: number for name, number in versions().items() if name in ("torch", "transformers", "device")}
     by = {"secateur": secateur_version(), "number_of_processes": count(), "sharding": sharded()}
-    return dict(json.loads(json.dumps({**asked, **computes, **by}, default=str)))
+    return dict(redacted(json.loads(json.dumps({**asked, **computes, **by}, default=str))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Work:
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a phase as plain JSON values: read if it was done before, else made and written."""
         file = self.folder / f"{name}.json"
-        found = by_first(lambda: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None)
+        found = by_first(lambda: _read(file) if file.is_file() else None)
         if found is not None:
             return dict(found)
         made = make()
@@ -251,14 +251,26 @@ def open_work(out: str | Path, asked: dict[str, Any], *, resume: bool, minutes: 
         if folder.exists() and not (folder.is_dir() and not _foreign(folder)):
             raise OutputError(f"{folder} is needed while the run lasts, and holds something else; choose another --out")
         return work
+    if not known.is_file() and folder.is_dir() and not _foreign(folder):
+        return work  # killed before it had begun: nothing is lost, and all is done now
     if not known.is_file():
         raise RequestError(f"there is nothing to resume: {folder} holds no unfinished run; leave --resume out")
     _check_same(asked, known)
     return work
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """What a phase left; written whole or not at all, so that damage comes from elsewhere."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RequestError(
+            f"{file} is damaged, so that the run cannot go on from it; remove {file.parent} to start over"
+        ) from error
+
+
 def _check_same(asked: dict[str, Any], known: Path) -> None:
-    before = json.loads(known.read_text(encoding="utf-8"))
+    before = _read(known)
     different = [name.replace("_", " ") for name in asked if asked[name] != before.get(name)]
     if different:
         raise RequestError(

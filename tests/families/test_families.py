@@ -1,11 +1,16 @@
 """Every family does what docs/families.md says of it."""
 
+import ast
+
 import pytest
+import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from families.family_models import EVERY_TYPE
+from families.family_models import EVERY_TYPE, build
 from families.family_sweep import PAGE, examine, page, recorded
+from secateur.errors import SecateurError
+from secateur.surgery.files import cut_checkpoint
 from secateur.surgery.live import remove_layers_
 
 SOME = (
@@ -33,6 +38,29 @@ def test_a_cut_family_does_what_the_page_says(model_type):
         written = next(each for each in recorded()["families"] if each["model_type"] == model_type)
         assert (found["verdict"], kinds(found)) == (written["verdict"], kinds(written))
         assert found["fields"] == written["fields"]
+
+
+def test_a_cut_of_the_files_is_that_of_the_live_model_or_refused(model_type, tmp_path):
+    """What the live surgery refuses, as the logits would differ or the model would not run, the files must not give either."""
+    outcome = next(each for each in recorded()["families"] if each["model_type"] == model_type)
+    if outcome["verdict"] == "not built" or recorded()["transformers"] != transformers.__version__:
+        pytest.skip("there is nothing to hold it to")
+    torch.manual_seed(0)
+    build(model_type).save_pretrained(tmp_path / "dense")
+    cuts = outcome["cuts"] or {"[1, 4]": "refused"}
+    right = [cut for cut, words in cuts.items() if words == "right"][:1]
+    for cut in [*right, *(cut for cut, words in cuts.items() if words != "right")]:
+        layers, out = ast.literal_eval(cut), tmp_path / cut
+        try:
+            cut_checkpoint(tmp_path / "dense", out, layers)
+        except SecateurError:
+            continue
+        assert cut in right, f"layers {cut}: {cuts[cut]}"
+        live = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
+        remove_layers_(live, layers)
+        from_files = AutoModelForCausalLM.from_pretrained(out).state_dict()
+        assert from_files.keys() == live.state_dict().keys()
+        assert all(torch.equal(value, from_files[name]) for name, value in live.state_dict().items())
 
 
 def test_the_page_equals_what_the_record_gives():

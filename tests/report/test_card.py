@@ -92,6 +92,24 @@ def test_a_command_whose_paths_were_shortened_says_so_and_another_does_not():
     assert note not in model_card({**RECORD, "command": "secateur demo --seed 1"}, "org/base")
 
 
+def test_what_a_perplexity_stands_on_is_said_beside_it():
+    """The error of a perplexity is that of its logarithm times it: 25 · 0.05."""
+    pruned = {"perplexity": 25.0, "window": 256, "nll_stderr": 0.05}
+    measured = {**RECORD, "eval_data": {"spec": "python-docs", "sequences": 24}, "metrics": {"pruned": pruned}}
+    assert (
+        "measured on `python-docs`, 24 windows of 256 tokens that nothing was chosen or trained on, the pruned model's within "
+        "± 1.25 (one standard error)." in model_card(measured, "org/base")
+    )
+    assert "measured on `python-docs`." in model_card(RECORD, "org/base")
+
+
+def test_of_a_local_model_the_base_is_what_its_own_card_has(tmp_path):
+    (tmp_path / "README.md").write_text("---\nbase_model: owner/first\n---\n# hello\n")
+    inherited = inherited_metadata(tmp_path)
+    assert ModelCard(model_card(RECORD, str(tmp_path), inherited=inherited)).data.base_model == "owner/first"
+    assert ModelCard(model_card(RECORD, "org/base", inherited=inherited)).data.base_model == "org/base"
+
+
 def test_a_speed_in_doubt_stands_below_the_table():
     speeds = {"dense": {"num_layers": 30, "decode_tokens_per_second": 10.0}, "pruned": {"num_layers": 24}}
     speeds["pruned"]["decode_tokens_per_second"] = 24.0

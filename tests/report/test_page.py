@@ -24,6 +24,14 @@ def parsed(page: str) -> ElementTree.Element:
     return ElementTree.fromstring(page.removeprefix("<!doctype html>\n"))  # noqa: S314
 
 
+def written(folder: Path) -> Path:
+    """A made-up run as it lies on the disk."""
+    (folder / "secateur").mkdir(parents=True)
+    for each, body in (("record", RECORD), ("plan", PLAN)):
+        (folder / "secateur" / f"{each}.json").write_text(json.dumps(body))
+    return folder
+
+
 def marks_of(svg: str) -> list[ElementTree.Element]:
     return [mark for mark in ElementTree.fromstring(svg).iter("g") if "mark" in mark.get("class", "")]  # noqa: S314
 
@@ -226,9 +234,7 @@ def test_elements_escape_text_and_attributes_and_leave_markup() -> None:
 
 @pytest.mark.parametrize(("name", "content"), list(itertools.product(("record", "plan"), (None, "[]", "{", "3"))))
 def test_a_run_that_cannot_be_read_is_one_line(name: str, content: str | None, tmp_path: Path) -> None:
-    (tmp_path / "secateur").mkdir()
-    for each, body in (("record", RECORD), ("plan", PLAN)):
-        (tmp_path / "secateur" / f"{each}.json").write_text(json.dumps(body))
+    written(tmp_path)
     assert load_run(tmp_path).record == RECORD
     file = tmp_path / "secateur" / f"{name}.json"
     file.unlink() if content is None else file.write_text(content)
@@ -238,11 +244,37 @@ def test_a_run_that_cannot_be_read_is_one_line(name: str, content: str | None, t
 
 def test_the_command_writes_the_page_of_what_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
-        (tmp_path / name / "secateur").mkdir(parents=True)
-        for each, body in (("record", RECORD), ("plan", PLAN)):
-            (tmp_path / name / "secateur" / f"{each}.json").write_text(json.dumps(body))
+        written(tmp_path / name)
     out = tmp_path / "page.html"
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
     assert out.read_text() == report_page([load_run(tmp_path / "a"), load_run(tmp_path / "b")])
     assert str(out) in capsys.readouterr().out
     assert main(["report", str(tmp_path / "c")]) == 2
+
+
+def test_the_command_replaces_pages_of_its_own_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["report", str(written(tmp_path / "run"))]
+    (tmp_path / "report.html").write_text("mine")
+    assert main(words) == 2
+    assert (
+        "report.html is there, and is no page of a report; choose another --out, or add --overwrite"
+        in capsys.readouterr().err
+    )
+    assert (tmp_path / "report.html").read_text() == "mine"
+    assert main([*words, "--overwrite"]) == 0
+    assert main(words) == 0  # a page of its own
+    assert "the report is in report.html" in capsys.readouterr().out
+
+
+def test_runs_of_one_name_are_told_apart_and_one_run_twice_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (written(tmp_path / place / "out") for place in ("a", "b"))
+    out = tmp_path / "page.html"
+    assert main(["report", str(first), str(second), f"--out={out}"]) == 0
+    assert {"a/out", "b/out"} <= {found.text for found in parsed(out.read_text()).iter("h2")}
+    assert main(["report", str(first), str(first / "."), f"--out={out}"]) == 2
+    assert f"{first} is given twice" in capsys.readouterr().err

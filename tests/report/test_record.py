@@ -13,6 +13,7 @@ from secateur.report.record import (
     count_parameters,
     describe_model,
     directory_size,
+    redacted,
     redacted_command,
     revision_of,
     run_record,
@@ -90,6 +91,32 @@ def test_no_secret_of_the_command_line_is_kept(command):
     assert "secret" not in text
     assert SECRET not in text
     assert shlex.split(text)[-2:] == ["--drop", "2"]
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        SECRET,
+        "ghp_0123456789abcdef",
+        "github_pat_0123456789",
+        "sk-proj-0123456789",
+        "xoxb-0123456789",
+        "glpat-0123456789",
+    ],
+)
+def test_tokens_are_known_by_their_form(secret):
+    assert redacted({"run_name": f"a {secret} b", "list": [secret]}) == {"run_name": "a *** b", "list": ["***"]}
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "MY_SECRET", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY"])
+def test_what_this_process_has_as_a_secret_is_known(name, monkeypatch):
+    monkeypatch.setenv(name, "correct horse")
+    monkeypatch.setenv("SHORT_TOKEN", "the")
+    assert redacted({"run_name": "the correct horse"}) == {"run_name": "the ***"}
+
+
+def test_a_token_in_an_address_is_hidden():
+    assert redacted("https://u:pw@host/x?a=1&token=abcd&b=2") == "https://***@host/x?a=1&token=***&b=2"
 
 
 def test_a_harmless_command_line_stays_as_it_is():

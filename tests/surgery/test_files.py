@@ -342,6 +342,12 @@ def test_patterns_for_single_layers_in_the_quantization_settings_are_refused(den
     expect_refusal(UnsupportedModelError, "single layers", dense)
 
 
+@pytest.mark.parametrize("rule", [r"+:.*\.3\..*gate.*", r"-:.*\.5\..*", "5.mlp"])
+def test_rules_for_a_layer_by_its_number_alone_are_refused(dense, rule):
+    quantize(dense, "gptq", dynamic={rule: {"bits": 8}})
+    expect_refusal(UnsupportedModelError, "single layers", dense)
+
+
 def test_patterns_for_any_layer_in_the_quantization_settings_stay(dense, tmp_path):
     patterns = {r"-:model\.layers\.\d+\.mlp": {}, r"model\.layers\.[0-9]+\.self_attn": {}}
     quantize(dense, "gptq", dynamic=patterns)
@@ -436,20 +442,29 @@ def test_the_tokenizer_and_other_companions_are_copied_and_the_rest_is_told(dens
             "training_args.bin", "trainer_state.json", ".gitattributes", "model.onnx", "optimizer.pt"]  # fmt: skip
     for name in [*kept, *gone]:
         (dense / name).write_text(kept.get(name, "old"))
+    (dense / "additional_chat_templates").mkdir()
+    (dense / "additional_chat_templates" / "tool_use.jinja").write_text("{{ y }}")
     for name in ("secateur", "checkpoint-10"):
         (dense / name).mkdir()
         (dense / name / "plan.json").write_text("old")
     report = cut_checkpoint(dense, tmp_path / "out", [1])
     beside = {"config.json", WEIGHTS}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*report.copied, *beside}
-    assert {*kept, "tokenizer.json", "tokenizer_config.json", "generation_config.json"} <= set(report.copied)
+    written = (path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert set(map(str, written)) == {*report.copied, *beside}
+    assert {
+        *kept,
+        "additional_chat_templates/tool_use.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    } <= set(report.copied)
     assert set(report.left) == {*gone, "secateur/", "checkpoint-10/"}
     for name in report.copied:
         assert (tmp_path / "out" / name).read_bytes() == (dense / name).read_bytes()
     text = "def f(x):\n\treturn x"
     tokens = [AutoTokenizer.from_pretrained(each)(text)["input_ids"] for each in (dense, tmp_path / "out")]
     assert tokens[0] == tokens[1]
-    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()} == {0o644}
 
 
 def test_generation_settings_inside_the_configuration_equal_those_of_the_dense_model(dense, tmp_path):

@@ -500,6 +500,33 @@ def test_an_optimizer_that_is_here_or_needs_the_model_is_not_refused_and_starts_
         assert RemovalTraining(trainer=trainer).trainer == trainer
 
 
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ({"bf16": "maybe"}, "trainer: bf16 is of type bool, not 'maybe'"),
+        ({"adam_epsilon": "x"}, "trainer: adam_epsilon is of type float, not 'x'"),
+        ({"max_steps": True}, "trainer: max_steps is of type int, not 'True'"),
+        ({"report_to": 5}, "trainer: report_to is of type list or null or str, not '5'"),
+        (
+            {"activation_checkpointing_kwargs": 3},
+            "activation_checkpointing_kwargs is of type dict or null or str, not '3'",
+        ),
+        ({"push_to_hub": True}, "trainer cannot set push_to_hub: that is --push-to-hub"),
+        ({"hub_token": "hf_abcdefghijkl"}, "trainer cannot set hub_token: log in by hf auth login"),
+        ({"seed": 3}, "trainer cannot set seed: that is --seed"),
+        ({"fsdp": "full_shard"}, "trainer cannot set fsdp: that is for accelerate's config"),
+    ],
+)
+def test_a_value_of_another_type_or_place_is_refused_at_once(trainer: dict[str, Any], said: str) -> None:
+    for settings in (RemovalTraining, FineTuning):
+        with pytest.raises(RequestError, match=said):
+            settings(trainer=trainer)
+
+
+def test_whole_numbers_are_good_where_any_number_is() -> None:
+    assert RemovalTraining(trainer={"weight_decay": 0, "save_steps": 2, "report_to": None}).trainer["weight_decay"] == 0
+
+
 @pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
 def test_activations_are_offloaded_from_a_gpu_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = {name: True, f"{name}_kwargs": {"offload": True}}

@@ -21,7 +21,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.words import check_settings_files, explained, one_line, refuse_settings_of_others, with_underscores
+from secateur.cli.words import (
+    check_settings_files,
+    explained,
+    files_first,
+    one_line,
+    refuse_settings_of_others,
+    with_underscores,
+)
 from secateur.errors import RequestError, SecateurError
 from secateur.processes import apart, fails_first, is_first, is_of_another, joined, launched
 from secateur.report.record import redacted_text
@@ -137,7 +144,7 @@ def _run(words: list[str]) -> int:
         return_freed_memory()
     parser = _parser(words[0])
     methods = _methods_of(parser)
-    plain = [with_underscores(word, methods) for word in words[1:]]
+    plain = files_first([with_underscores(word, methods) for word in words[1:]])
     parser.unexplained = _unexplained(methods, plain)
     check_settings_files(plain, methods)
     try:
@@ -265,6 +272,10 @@ def _methods_of(parser: ArgumentParser) -> Collection[str]:
 def _unexplained(methods: Collection[str], words: Sequence[str]) -> Collection[str]:
     """The methods whose settings the help leaves out: there are hundreds of lines, and a run has one method."""
     named = _METHOD.findall(" ".join(words))[-1:]
+    if methods and named and named != ["all"] and {"--help", "-h"} & set(words):
+        from secateur.methods import method_named
+
+        method_named(named[0])  # says which is meant, where there is none
     return () if named == ["all"] else [method for method in methods if method not in named]
 
 

@@ -118,10 +118,11 @@ def add_settings(parser: ArgumentParser, of: type, group: str | None = None, *, 
 
 
 def add_seed(parser: ArgumentParser, of: str = "everything random") -> None:
-    """The seed; numpy takes none below 0."""
-    from jsonargparse.typing import NonNegativeInt
+    """The seed; numpy takes none below 0 and none of more than 32 bits."""
+    from jsonargparse.typing import restricted_number_type
 
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help=f"seed of {of}")
+    seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+    parser.add_argument("--seed", type=seed, default=0, help=f"seed of {of}")
 
 
 def add_target(parser: ArgumentParser, *, budgets: bool = False) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import check_file, print_json
@@ -19,15 +21,22 @@ def add_options(parser: ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="directories that prune or tune made")
     parser.add_argument("--out", type=str, default="report.html", help="the page")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there and no page of a report")
 
 
 def run(options: dict[str, Any], _progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
+    from secateur.errors import OutputError
     from secateur.plan import write_text
-    from secateur.report.page import load_run, report_page
+    from secateur.report.page import distinct_names, is_page, load_run, report_page
 
+    out = Path(options["out"])
     check_file(options["out"], "the report")
-    write_text(options["out"], report_page([load_run(directory) for directory in options["runs"]]))
+    if out.is_file() and not options["overwrite"] and not is_page(out):
+        raise OutputError(f"{out} is there, and is no page of a report; choose another --out, or add --overwrite")
+    names = distinct_names(options["runs"])
+    runs = [replace(load_run(run), name=name) for run, name in zip(options["runs"], names, strict=True)]
+    write_text(options["out"], report_page(runs))
     if options["json"]:
         print_json({"out": options["out"]})
     else:

@@ -17,6 +17,7 @@ __all__ = [
     "carried_over",
     "check_settings_files",
     "explained",
+    "files_first",
     "is_typed",
     "one_line",
     "parse_amount",
@@ -81,6 +82,19 @@ def is_typed(words: Sequence[str], option: str) -> bool:
     return any(with_underscores(word).partition("=")[0] == f"--{option}" for word in words)
 
 
+def files_first(words: Sequence[str]) -> list[str]:
+    """The words with the files that `--config` names before the others: what is typed counts, wherever it stands."""
+    files: list[str] = []
+    others: list[str] = []
+    following = iter(words)
+    for word in following:
+        if word == "--config":
+            files += [word, *[value for value in [next(following, None)] if value is not None]]
+        else:
+            (files if word.startswith("--config=") else others).append(word)
+    return files + others
+
+
 def check_settings_files(words: Sequence[str], methods: Collection[str]) -> None:
     """What the parser would take for a failure of its own in a file that `--config` names.
 
@@ -100,7 +114,9 @@ def check_settings_files(words: Sequence[str], methods: Collection[str]) -> None
             raise RequestError(f"--config {file} is no text in UTF-8; give a YAML file of options") from None
         except (OSError, ValueError, yaml.YAMLError):
             continue  # the parser says what is wrong
-        for name, given in settings.items() if isinstance(settings, dict) else ():
+        if settings is not None and not isinstance(settings, dict):  # whatever it is, it is not shown
+            raise RequestError(f"--config {file} holds no options by name; --print-config shows what it can")
+        for name, given in (settings or {}).items():
             if name in methods and not isinstance(given, dict):
                 raise RequestError(
                     f"--config {file}: {name} takes settings by name, not '{given}'; --print-config shows how"
@@ -129,6 +145,8 @@ def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
     message = one_line(error)
     message = re.sub(r'^Parser key "([\w.-]+)": ', lambda found: f"--{found[1].replace('_', '-')}: ", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+    message = re.sub(r"Literal\[([^\]]*)\]", lambda found: f"one of {found[1].replace(chr(39), '')}", message)
+    message = re.sub(r"invalid choice: (.*) \(choose from (.*)\)", _expects_one_of, message)
     message = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"expects \1, not '\2'", message)
     message = re.sub(
         r"Does not validate against any of the Union subtypes Subtypes: \[(.*?), NoneType\] .* Given value: (.*)",
@@ -136,12 +154,15 @@ def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
         message,
     )
     message = re.sub(
-        r"Not of type NonNegativeInt: (?:.*: '(.*)'|(\S+) does not conform.*)",
-        lambda found: f"expects int of 0 or more, not '{found[1] or found[2]}'",
+        r"Not of type Seed: (?:.*: '(.*)'|(\S+) does not conform.*)",
+        lambda found: f"expects int of 0 or more and below 2**32, not '{found[1] or found[2]}'",
         message,
     )
     message = message.replace("unrecognized arguments:", "unknown option")
     message = re.sub(r"unknown option --[\w.-]+", lambda found: found[0].replace("_", "-"), message)
+    message = re.sub(r"could match .*", lambda found: found[0].replace("_", "-"), message)
+    message = re.sub(r"Group '([\w-]+)' does not accept option '([\w.-]+)'", r"Option '\1.\2' is not accepted", message)
+    message = re.sub(r"expects one of ([^']*?)(?: or null)?, not '([^']*)'", _with_nearest, message)
     unknown = re.search(r"unknown option --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
     if unknown:
         known = {name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")}
@@ -149,13 +170,33 @@ def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
         if near:
             option = f"--{near[0].replace('_', '-')}" if unknown[1] else near[0]
             message += f"; did you mean {option}?"
+        owner, dot, _ = (unknown[1] or unknown[2]).partition(".")
+        if dot and not any(name.startswith(f"{owner}.") for name in known):
+            message += f"; {owner} has no settings"
     missing = re.search(r"arguments are required: ([\w, ]+)$", message)
     if missing:
         names = missing[1].split(", ")
-        placed = {action.dest: str(action.metavar) for action in parser._actions if not action.option_strings}
+        placed = {
+            action.dest: f"{action.metavar} ({', '.join(action.choices)})" if action.choices else str(action.metavar)
+            for action in parser._actions
+            if not action.option_strings
+        }
         named = [placed.get(name) or f"--{name.replace('_', '-')}" for name in names]
         message = f"missing {', '.join(named)}"
     return f"{message} (see secateur {command} --help)"
+
+
+def _expects_one_of(found: re.Match[str]) -> str:
+    """What argparse says of a choice, as jsonargparse's types are said."""
+    return f"expects one of {found[2].replace(chr(39), '')}, not {found[1]}"
+
+
+def _with_nearest(found: re.Match[str]) -> str:
+    """A choice that is none, with the nearest that is."""
+    import difflib
+
+    near = difflib.get_close_matches(found[2], found[1].split(", "), n=1)
+    return f"{found[0]}; did you mean {near[0]}?" if near else found[0]
 
 
 def parse_amount(text: str, option: str) -> int | float:

@@ -116,7 +116,7 @@ def dataset_on_hub(spec: str) -> str | None:
 
 def _name_and_column(spec: str) -> tuple[str, str | None]:
     if not spec.strip():
-        raise DataError(f"the data is {spec!r}; give a file, a folder, hub:owner/name, or one of {_names()}")
+        raise DataError(f"the data is {spec!r}; give a file, a folder, hub:owner/name, or one of {', '.join(_names())}")
     if "#" not in spec or _existing(spec) is not None:
         return spec, None
     name, _, column = spec.rpartition("#")
@@ -215,7 +215,9 @@ def _missing(name: str) -> str:
         return f"no data is called {name!r}; did you mean {near[0]!r}?"
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w.-]+)?(:\w+)?", name) and Path(name).suffix.lower() not in LOADERS:
         return f"no such file or folder: {name!r}; for a data set on the Hub write 'hub:{name}'"
-    return f"no such file or folder: {name!r}; give a {_endings()} file, hub:owner/name, or one of {_names()}"
+    return (
+        f"no such file or folder: {name!r}; give a {_endings()} file, hub:owner/name, or one of {', '.join(_names())}"
+    )
 
 
 def _names() -> list[str]:

@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from secateur.data.text import dataset_on_hub
-from secateur.report.comparison import compared, doubt_of_speed, layer_ranges, recovered_in_words
+from secateur.report.comparison import compared, doubt_of_speed, layer_ranges, measured_in_words, recovered_in_words
 
 __all__ = ["inherited_metadata", "model_card"]
 
-_INHERITED = ("license", "license_name", "license_link", "language")
+_INHERITED = ("license", "license_name", "license_link", "language", "base_model")
 _PLACE = re.compile(r"/|~|[A-Za-z]:[\\/]|\\\\|\.\.?[\\/]")
 
 
@@ -25,7 +25,7 @@ def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping
 
     Args:
         record: `run_record(…)`; what is missing in it is left out.
-        base_model: the dense model's hub id, or its directory; only a hub id becomes metadata.
+        base_model: the dense model's hub id, or its directory; of a directory what its own card has as its base is metadata.
         inherited: `inherited_metadata(…)` of where the dense model's card is.
     """
     from huggingface_hub import ModelCardData
@@ -34,21 +34,21 @@ def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping
     name = base_model if on_hub else _last_part(base_model)
     results = _results(record)
     data = ModelCardData(
-        base_model=base_model if on_hub else None,
+        base_model=base_model if on_hub else (inherited or {}).get("base_model"),
         model_name=f"{name}, {len(record.get('dropped') or [])} layers shorter" if results else None,
         eval_results=results or None,
         datasets=_datasets(record) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["secateur", "pruning", "layer-pruning"],
-        **{key: value for key, value in (inherited or {}).items() if key in _INHERITED and value},
+        **{key: value for key, value in (inherited or {}).items() if key in _INHERITED[:-1] and value},
     )
     sections = [_title(record, name), _table(record), _task(record), _making(record), _loading(record), _LIMITS]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
 def inherited_metadata(directory: str | Path) -> dict[str, Any]:
-    """The licence and language that the dense model's card states, its README.md in `directory`; empty if there is none."""
+    """Licence, language and base model as the dense model's card, README.md in `directory`, has them; empty without one."""
     from huggingface_hub import ModelCard
 
     card = Path(directory, "README.md")
@@ -113,7 +113,7 @@ def _table(record: Mapping[str, Any]) -> str:
         return ""
     rows = [f"| {row.metric} | {row.dense} | {row.pruned} | {row.change} |" for row in compared(metrics)]
     text = (record.get("eval_data") or {}).get("spec")
-    notes = [f"Perplexity is measured on {_code(_shortened(str(text)))}."] if text else []
+    notes = [f"Perplexity is measured on {_code(_shortened(str(text)))}{measured_in_words(record)}."] if text else []
     notes += [doubt] if (doubt := doubt_of_speed(metrics)) else []
     table = "\n".join(["| | dense | pruned | change |", "|---|---:|---:|---:|", *rows])
     return "\n\n".join([table, *([" ".join(notes)] if notes else [])])

@@ -16,6 +16,7 @@ __all__ = [
     "format_count",
     "format_number",
     "layer_ranges",
+    "measured_in_words",
     "recovered_in_words",
 ]
 
@@ -70,6 +71,25 @@ def doubt_of_speed(metrics: Mapping[str, Mapping[str, Any]]) -> str | None:
         f"The speed is in doubt: {found:.1f} times as fast was measured, where the smaller model explains {explained:.1f} times. "
         "Other programs ran meanwhile, it seems; secateur bench measures it again."
     )
+
+
+def measured_in_words(record: Mapping[str, Any]) -> str:
+    """What a perplexity stands on, behind the name of the text; empty if the record does not say.
+
+    Args:
+        record: the run's record.
+    """
+    pruned, text = (record.get("metrics") or {}).get("pruned") or {}, record.get("eval_data") or {}
+    window, windows = pruned.get("window"), text.get("sequences")
+    if not (window and windows):
+        return ""
+    error = pruned.get("nll_stderr")
+    sure = (
+        f", the pruned model's within ± {format_number(pruned['perplexity'] * error)} (one standard error)"
+        if error
+        else ""
+    )
+    return f", {windows:,} windows of {window:,} tokens that nothing was chosen or trained on{sure}"
 
 
 def recovered_in_words(record: Mapping[str, Any]) -> str | None:

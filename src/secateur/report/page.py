@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 
+from secateur.errors import RequestError
 from secateur.report.html import Html, el, joined
 from secateur.report.reported import ReportedRun, load_run
 from secateur.report.sections import sections
 from secateur.report.several import side_by_side
 
-__all__ = ["ReportedRun", "load_run", "report_page"]
+__all__ = ["ReportedRun", "distinct_names", "is_page", "load_run", "report_page"]
+
+_MADE_BY = "Made by secateur "
 
 
 def report_page(runs: Sequence[ReportedRun]) -> str:
@@ -32,6 +36,29 @@ def report_page(runs: Sequence[ReportedRun]) -> str:
         el("title", title),
         el("style", style),
     )
-    made = el("footer", el("p", "Made by secateur ", runs[0].record.get("secateur_version", ""), "."))
+    made = el("footer", el("p", _MADE_BY, runs[0].record.get("secateur_version", ""), "."))
     body = el("body", el("main", content), made, el("script", script))
     return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file is a page that `report_page` made."""
+    return _MADE_BY.encode() in file.read_bytes()
+
+
+def distinct_names(runs: Sequence[str | Path]) -> list[str]:
+    """What runs are called beside each other: the last part of their directories, or as many as tell all of them apart.
+
+    Raises:
+        RequestError: if one is given twice.
+    """
+    parts = [Path(run).resolve().parts for run in runs]
+    twice = next((run for run, of in zip(runs, parts, strict=True) if parts.count(of) > 1), None)
+    if twice is not None:
+        raise RequestError(f"{twice} is given twice; give different runs")
+    names = ["/".join(of[-1:]) for of in parts]
+    depth = 1
+    while len(set(names)) < len(names):
+        depth += 1
+        names = ["/".join(of[-depth:]) for of in parts]
+    return names

@@ -29,6 +29,7 @@ __all__ = [
     "describe_model",
     "directory_size",
     "git_revision",
+    "redacted",
     "redacted_command",
     "redacted_text",
     "revision_of",
@@ -41,10 +42,11 @@ __all__ = [
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers", "huggingface_hub")
 _HIDDEN = "***"
 _SECRET_NAMES = frozenset({"token", "hf_token", "hub_token", "access_token", "auth_token", "api_key", "password"})
-_SECRET_TEXT = re.compile(r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{8,}|(?<=://)[^/\s@]+(?=@)")
-_SECRET_VARIABLES = (
-    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD",
-)  # fmt: skip
+_SECRET_TEXT = re.compile(
+    r"(?<![A-Za-z0-9_])(?:hf_[A-Za-z0-9]{8,}|(?:gh[opsu]_|github_pat_|sk-|xox[abp]-|glpat-)[A-Za-z0-9_-]{8,})"
+    r"|(?<=://)[^/\s@]+(?=@)|(?<=[?&]token=)[^&\s]+"
+)
+_SECRET_VARIABLE = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)$")
 _SHORTEST_SECRET = 8  # a shorter value may be a word of the text
 _CONFIG_NOISE = frozenset({"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"})
 
@@ -116,7 +118,7 @@ def run_record(
         "timings": {} if timings is None else timings,
         "peak_memory_bytes": peak_memory_bytes,
     }
-    plain: dict[str, Any] = _redacted(record)
+    plain: dict[str, Any] = redacted(record)
     return plain
 
 
@@ -199,16 +201,15 @@ def redacted_command(command: Sequence[str]) -> str:
         elif equals and (secret or value.startswith("hf_")):
             words.append(f"{option}={_HIDDEN}")
         else:
-            words.append(_redacted(word))
+            words.append(redacted_text(word))
         hide_next = secret and not equals
     return shlex.join(words)
 
 
 def redacted_text(text: str) -> str:
     """A text with what looks like an access token, and what this process has as one, as `***`."""
-    for name in _SECRET_VARIABLES:
-        secret = os.environ.get(name, "")
-        if len(secret) >= _SHORTEST_SECRET:
+    for name, secret in os.environ.items():
+        if len(secret) >= _SHORTEST_SECRET and _SECRET_VARIABLE.search(name):
             text = text.replace(secret, _HIDDEN)
     return _SECRET_TEXT.sub(_HIDDEN, text)
 
@@ -244,14 +245,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _redacted(value: Any) -> Any:
+def redacted(value: Any) -> Any:
     """`value` with access tokens as `***`, and mappings, sequences and paths as dict, list and str."""
     if isinstance(value, Mapping):
-        return {str(key): _HIDDEN if item and _is_secret(str(key)) else _redacted(item) for key, item in value.items()}
+        return {str(key): _HIDDEN if item and _is_secret(str(key)) else redacted(item) for key, item in value.items()}
     if isinstance(value, (str, Path)):
         return redacted_text(str(value))
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_redacted(item) for item in value]
+        return [redacted(item) for item in value]
     return value
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from secateur.report.charts import Bar, bars, format_small, heat_map, lines
-from secateur.report.comparison import MISSING, compared, doubt_of_speed, format_number, layer_ranges
+from secateur.report.comparison import MISSING, compared, doubt_of_speed, format_number, layer_ranges, measured_in_words
 from secateur.report.html import Html, el, joined, table, unbroken
 from secateur.report.reported import Quality, ReportedRun, ratio, verdict
 
@@ -48,7 +50,9 @@ def _dense_and_pruned(run: ReportedRun) -> Html:
         for row in compared(run.record["metrics"])
         if (row.dense, row.pruned) != (MISSING, MISSING)
     ]
-    return joined(table(["measured", "dense", "pruned", "change"], rows, caption="Both models"), _on_task(run))
+    text, on = (run.record.get("eval_data") or {}).get("spec"), measured_in_words(run.record)
+    caption = f"Both models; perplexity on {text}{on}" if text and on else "Both models"
+    return joined(table(["measured", "dense", "pruned", "change"], rows, caption=caption), _on_task(run))
 
 
 def _on_task(run: ReportedRun) -> Html:
@@ -212,10 +216,10 @@ def _speed(run: ReportedRun) -> Html:
     if not rows:
         return Html("")
     note = (
-        "The ideal is the ratio of the parameters. One sequence, measured in turn; secateur bench measures more, against "
-        "operations and bytes."
+        "The ideal is the ratio of the parameters; reading a prompt can be beyond it, as the head runs for its last token alone. "
+        "One sequence, measured in turn; secateur bench measures more, against operations and bytes."
     )
-    head = ["what it does", "dense, tokens/s", "pruned, tokens/s", "faster by", "ideal"]
+    head = ["what it does", "dense, tokens/s", "pruned, tokens/s", "times as fast", "ideal"]
     doubt = doubt_of_speed(run.record["metrics"])
     doubted = [] if doubt is None else [el("p", el("strong", doubt))]
     return joined(table(head, rows, caption="Tokens per second on this machine"), *doubted, el("p", note))
@@ -244,17 +248,26 @@ def _proof(run: ReportedRun) -> Html:
     )
 
 
+def _amount(text: Mapping[str, Any]) -> str:
+    """How much of a text: windows of so many tokens, where it has any."""
+    windows, tokens = text.get("sequences"), text.get("tokens")
+    return f", {windows:,} windows of {tokens // windows:,} tokens" if windows and tokens else ""
+
+
 def _again(run: ReportedRun) -> Html:
     record = run.record
-    data = record.get("data") or {}
+    data, options = record.get("data") or {}, (record.get("method") or {}).get("options") or {}
     texts = [("calibration text", data)] if "spec" in data else list(data.items())
     texts += [("evaluation text", record["eval_data"])] if record.get("eval_data") else []
     rows: list[list[object]] = [["seed", record.get("seed")], ["made", record.get("created")]]
-    rows += [[name, f"{text.get('spec')}, fingerprint {text.get('fingerprint')}"] for name, text in texts]
+    rows += [
+        [name, f"{text.get('spec')}{_amount(text)}, fingerprint {text.get('fingerprint')}"] for name, text in texts
+    ]
     rows += [["revision of the model", record["model"]["revision"]]] if record["model"].get("revision") else []
     if record.get("peak_memory_bytes"):
         rows.append(["most memory", f"{record['peak_memory_bytes'] / 1e9:.2f} GB"])
     rows += [[name, value] for name, value in (record.get("versions") or {}).items()]
+    rows += [[f"--{record['method']['name']}.{name.replace('_', '-')}", str(value)] for name, value in options.items()]
     seconds = [[name, f"{value:.1f}"] for name, value in (record.get("timings") or {}).items()]
     return joined(
         el("pre", el("code", record["command"])),

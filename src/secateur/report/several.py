@@ -17,7 +17,7 @@ __all__ = ["side_by_side"]
 def side_by_side(runs: Sequence[ReportedRun]) -> list[Html]:
     """The sections of the page, one after the other."""
     metric = next((run.quality.metric for run in runs if run.quality is not None), "")
-    head = ["run", "method", "layers dropped", "parameters", metric or "quality", "writing, faster by"]
+    head = ["run", "method", "layers dropped", "parameters", metric or "quality", "writing, times as fast"]
     return [
         el("section", el("h1", f"{len(runs)} runs"), table(head, [_row(run, metric) for run in runs], caption="All runs")),
         el("section", el("h2", "What quality costs"), _pareto(runs, metric)),

@@ -26,7 +26,7 @@ def perplexity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """
     overlap = any(row["stride"] != row["window"] for row in rows)
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     for name in ("layers", "parameters", "perplexity", "± (1 s.e.)", "tokens", "window", *["stride"] * overlap):
         table.add_column(name, justify="right")
     for name, row in zip(_names(rows), rows, strict=True):

@@ -20,7 +20,7 @@ from secateur.errors import ModelError, PlanError, RequestError
 from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
 from secateur.surgery.folding import folded
-from secateur.surgery.layout import CutLayout, cut_layout, layer_paths
+from secateur.surgery.layout import CutLayout, check_told_by_files, cut_layout, layer_paths
 from secateur.surgery.matching import Match, match_layers, same_tensor
 from secateur.surgery.names import layers_under
 from secateur.surgery.running import Outcome, run_pair
@@ -109,7 +109,9 @@ def check_pair(
     folder = Path(dense).expanduser()
     tensors, _ = read_weights(folder)
     source = _Side(folder, tensors, read_config(folder, len(tensors), trust_remote_code))
-    if run:
+    if not run:
+        check_told_by_files(folder, source.config)
+    else:
         check_context(dense, source.config, {"prompt tokens": prompt_tokens})
     pair = _Pair(source)
     outcome = None

@@ -29,6 +29,7 @@ __all__ = ["CutReport", "check_apart", "companions", "cut_checkpoint"]
 
 _GENERATION = "generation_config.json"
 
+_TEMPLATES = "additional_chat_templates"  # where transformers keeps all but the default one
 _NOT_COPIED = {
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".onnx_data", ".gguf", ".ggml", ".h5", ".msgpack", ".npz",
     ".npy", ".tflite", ".pkl", ".pickle", ".zip", ".tar", ".gz", ".lock",
@@ -120,6 +121,7 @@ def cut_checkpoint(
         for name, text in cut.texts.items():
             (directory / name).write_text(text, encoding="utf-8")
         for name in cut.copied:
+            (directory / name).parent.mkdir(exist_ok=True)
             copy_file(folder / name, directory / name)
         if isinstance(dropped, PruningPlan):  # where `check` and `carry` find what was folded, and the numbers
             (directory / "secateur").mkdir()
@@ -175,9 +177,10 @@ def _decide(
 ) -> _Cut:
     """Everything that a cut writes, held to transformers' own loader."""
     from secateur.surgery.folding import folded
-    from secateur.surgery.layout import cut_layout
+    from secateur.surgery.layout import check_told_by_files, cut_layout
 
     config = read_config(folder, len(tensors), trust_remote_code)
+    check_told_by_files(folder, config)
     num_layers = layer_count(config)
     gone = PruningPlan.of_layers(dropped, num_layers).dropped
     layout = cut_layout(folder, config, tensors, gone, trust_remote_code)
@@ -285,7 +288,9 @@ def companions(folder: Path, rewritten: Collection[str]) -> tuple[tuple[str, ...
         beside = sorted(path for path in folder.iterdir() if path.name not in rewritten)
     for path in beside:
         name = path.name
-        if path.is_dir():
+        if path.is_dir() and name == _TEMPLATES:
+            copied += [f"{name}/{each.name}" for each in sorted(path.glob("*.jinja")) if file_size(each)]
+        elif path.is_dir():
             left.append(f"{name}/")
         elif (
             path.suffix in _NOT_COPIED

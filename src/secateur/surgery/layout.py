@@ -31,6 +31,7 @@ from secateur.surgery.skeleton import changes_between
 
 __all__ = [
     "CutLayout",
+    "check_told_by_files",
     "cut_layout",
     "explained",
     "layer_paths",
@@ -39,6 +40,12 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _REMEDY = "see the reason and mend the checkpoint"
+
+_NOT_TOLD_BY_FILES = frozenset(
+    {"beam", "gemma4_unified", "gemma4_unified_text", "hy_v4", "minimax", "reformer", "zaya"}
+)
+"""Model types whose layers, or their caches, need more of each other than the hidden states, so that a cut whose tensors all
+fit can compute something else. Found by cutting every family both ways (`tests/families`)."""
 
 
 # ---- find, then verify ------------------------------------------------------------------------------------------------
@@ -115,6 +122,20 @@ def cut_layout(
     raise UnsupportedModelError(
         f"the tensors of {folder} cannot be cut to {len(new_of)} layers: {reasons[0]}; prune the loaded model instead"
     )
+
+
+def check_told_by_files(folder: Path, config: Any) -> None:
+    """Make sure that the files of a model tell whether a cut is right.
+
+    Raises:
+        UnsupportedModelError: if only running the model does.
+    """
+    if getattr(config, "model_type", None) in _NOT_TOLD_BY_FILES:
+        raise UnsupportedModelError(
+            f"{folder} is a '{config.model_type}' model, whose layers need more of each other than the hidden states: whether a "
+            "cut is right shows only when the model runs; secateur prune --layers cuts the loaded model, and refuses what "
+            "would be wrong"
+        )
 
 
 def layer_paths(folder: Path, names: Collection[str], num_layers: int) -> list[str]:
@@ -315,7 +336,13 @@ def _renumber_quantization_(config: Any, folder: Path, paths: Collection[str], n
             return None if new is None else new.removesuffix(".")
         # Patterns: any number may stand for the layer, but a certain one may not.
         rest = text.replace("[0-9]", "").replace(r"\d", "")
-        if not re.fullmatch(r"[\w.\-]*", text) and re.search(rf"\b(?:{lists})\W+[0-9]", rest):
+        pattern = not re.fullmatch(r"[\w.\-]*", text)
+        single = (
+            re.search(rf"\b(?:{lists})\W+[0-9]|(?<=\.)[0-9]+(?=\\?\.)", rest)
+            if pattern
+            else re.match(r"[0-9]+\.[a-z_]", text)
+        )
+        if single:
             raise UnsupportedModelError(
                 f"the quantization settings of {folder} speak of single layers in {quoted(text)}, which cannot be "
                 "renumbered; name the modules in full"

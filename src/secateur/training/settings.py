@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from secateur.errors import RequestError
 from secateur.processes import count
@@ -29,6 +30,18 @@ __all__ = [
 
 RESUME = "resume_from_checkpoint"
 """An argument of `Trainer.train` that a removal takes beside those of the Trainer itself."""
+
+_ELSEWHERE = {
+    "push_to_hub": "that is --push-to-hub, when all is proven",
+    "hub_token": "log in by hf auth login, or set HF_TOKEN",
+    "seed": "that is --seed",
+    "fsdp": "that is for accelerate's config, see docs/scaling.md",
+    "parallelism_config": "that is for accelerate's config, see docs/scaling.md",
+}
+"""Options of the Trainer that are asked for in another place, and where."""
+
+_PLAIN = {bool, int, float, str, dict, list, NoneType}
+_UNIONS = (Union, UnionType)
 
 _FULL_RATE, _LORA_RATE = 2e-5, 2e-4
 _OURS = {
@@ -254,6 +267,9 @@ def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] =
     unknown = sorted(options_as_named_here(options).keys() - {*TrainingArguments.__dataclass_fields__, *also})
     if unknown:
         raise RequestError(f"trainer has no option '{unknown[0]}'; see transformers.TrainingArguments for what it has")
+    for name in sorted(options.keys() & _ELSEWHERE.keys()):
+        raise RequestError(f"trainer cannot set {name}: {_ELSEWHERE[name]}")
+    _check_types(options, TrainingArguments)
     if "optim" in options:
         _check_optimizer_name(options["optim"])
     if _FOR_ANOTHER_MACHINE.get():
@@ -275,6 +291,20 @@ def options_as_named_here(options: Mapping[str, Any]) -> dict[str, Any]:
     known = TrainingArguments.__dataclass_fields__
     older = {name: name.replace("activation_", "gradient_", 1) for name in options.keys() - known.keys()}
     return {older[name] if older.get(name) in known else name: value for name, value in options.items()}
+
+
+def _check_types(options: Mapping[str, Any], arguments: type) -> None:
+    """Hold plain values to the types that the Trainer states for them; what has other types it reads itself."""
+    hints = get_type_hints(arguments)
+    for name, value in options.items():
+        stated = hints.get(name)
+        allowed = {
+            get_origin(each) or each for each in (get_args(stated) if get_origin(stated) in _UNIONS else (stated,))
+        }
+        if not allowed <= _PLAIN or type(value) in allowed or (type(value) is int and float in allowed):
+            continue
+        wanted = " or ".join(sorted("null" if each is NoneType else each.__name__ for each in allowed))
+        raise RequestError(f"trainer: {name} is of type {wanted}, not '{value}'")
 
 
 def _check_optimizer_name(name: Any) -> None:
