@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from families import family_models
 from secateur.decoder import Decoder
-from secateur.errors import ModelError, PlanError
+from secateur.errors import ModelError, PlanError, UnsupportedModelError
 from secateur.plan import PruningPlan
 from secateur.surgery import running
 from secateur.surgery.check import check_pair
@@ -455,3 +456,33 @@ def test_every_family_is_among_those_that_the_files_are_compared_for(tmp_path):
         cut_checkpoint(source, tmp_path / f"{family}-cut", [0, 5])
         check = check_pair(source, tmp_path / f"{family}-cut", run=False)
         assert (family, check.difference, check.dropped) == (family, None, (0, 5))
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_model_whose_own_code_fails_is_no_fault_of_ours(fails_at, dense, pruned, monkeypatch):
+    """The dense one: nothing can be said. The pruned one: that is what differs."""
+    calls = []
+
+    def run(*given, original=running.bypassed_logits):
+        calls.append(given)
+        if len(calls) == fails_at:
+            raise RuntimeError("sizes\nof tensors")
+        return original(*given)
+
+    monkeypatch.setattr(running, "bypassed_logits", run)
+    if fails_at == 1:
+        with pytest.raises(
+            ModelError, match=r"does not run here \(RuntimeError: sizes of tensors\); --files-only compares"
+        ):
+            check_pair(dense, pruned)
+    else:
+        found = check_pair(dense, pruned)
+        assert not found.proven
+        assert "it is read, and does not run (RuntimeError: sizes of tensors)" in found.difference
+
+
+def test_files_alone_prove_no_model_whose_layers_need_more_of_each_other_than_the_hidden_states(tmp_path):
+    torch.manual_seed(0)
+    family_models.build("beam").save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="whether a cut is right shows only when the model runs"):
+        check_pair(tmp_path, tmp_path, run=False)

@@ -866,6 +866,11 @@ HOSTILE = {
         "attention_types=1000000000",
     ),
     "a thousand million experts": (configured(model_type="qwen2_moe", num_experts=10**9), "num_experts=1000000000"),
+    "a thousand million positions": (
+        configured(max_position_embeddings=10**9),
+        "max_position_embeddings=1000000000, more than any model has",
+    ),
+    "primes up to there": (configured(ngram_vocab_size_base=10**18), "ngram_vocab_size_base=1000000000000000000"),
     "a thousand million labels": (configured(num_labels=10**9), "num_labels=1000000000"),
     "a thousand million channels": (configured(hidden_size=10**9), "the shape .* its configuration needs"),
     "a thousand million channels a head": (configured(head_dim=10**9), "the shape .* its configuration needs"),

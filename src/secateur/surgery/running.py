@@ -103,13 +103,21 @@ def run_pair(
                 expected = bypassed_logits(opened(dense), dropped, input_ids)
             except ModelError as error:
                 raise ModelError(f"{error}; --files-only compares the files alone") from error
+            except Exception as error:  # of any type: it comes from the model's own code
+                raise ModelError(
+                    f"{dense} does not run here ({_said(error)}); --files-only compares the files alone"
+                ) from error
             gc.collect()  # the dense model, before the other comes
         try:
             decoder = opened(pruned)
         except ModelError as error:
             return Outcome(layer_by_layer=from_disk, refused=str(error))
         new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
-        found = bypassed_logits(decoder, (), input_ids)
+        try:
+            found = bypassed_logits(decoder, (), input_ids)
+            gap = cache_gap(decoder, input_ids[:1, : max(1, prompt_tokens // 2)], new_tokens)
+        except Exception as error:  # of any type: it comes from the model's own code
+            return Outcome(layer_by_layer=from_disk, refused=f"it is read, and does not run ({_said(error)})")
         difference = math.inf
         if expected is not None and found.shape == expected.shape:
             difference = (found - expected).abs().max().item()
@@ -119,7 +127,7 @@ def run_pair(
             difference=difference,
             tolerance=tolerance(decoder.model.dtype, found if expected is None else expected),
             generated_tokens=new_tokens,
-            cache_gap=cache_gap(decoder, input_ids[:1, : max(1, prompt_tokens // 2)], new_tokens),
+            cache_gap=gap,
         )
 
 
@@ -149,6 +157,10 @@ def _prompt(configs: Collection[Any], tokens: int) -> Tensor:
     texts = [config.get_text_config(decoder=True) for config in configs]
     most = min(_COMMON_IDS, *(int(getattr(text, "vocab_size", 0) or _COMMON_IDS) for text in texts))
     return torch.randint(min(3, most - 1), most, (1, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _free_memory() -> int:

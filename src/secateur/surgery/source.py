@@ -26,6 +26,12 @@ _COUNT = re.compile(r"(?:^|_)(?:layers?|depth|blocks|stages|experts|labels|atten
 _PLAUSIBLE_COUNT = 1024
 """Objects that cost next to nothing, whatever the checkpoint."""
 
+_SIZE = re.compile(r"(?:position_embeddings|n_positions|vocab_size(?:_base)?)$")
+"""Fields by which it makes tables of that many rows, or looks for primes as large."""
+
+_PLAUSIBLE_SIZE = 10**8
+"""Of a table; ten times the longest context there is."""
+
 
 def read_weights(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """All tensors in the order of the files' bytes, and the files' metadata together."""
@@ -131,4 +137,8 @@ def _check_counts(path: Path, name: str, value: Any, most: int) -> None:
     elif isinstance(value, (int, float)) and value > most and _COUNT.search(name):
         raise ModelError(
             f"{path} sets {name}={quoted(value)}, more than this checkpoint can hold ({most} at most); mend it"
+        )
+    elif isinstance(value, (int, float)) and value > _PLAUSIBLE_SIZE and _SIZE.search(name):
+        raise ModelError(
+            f"{path} sets {name}={quoted(value)}, more than any model has ({_PLAUSIBLE_SIZE} at most); mend it"
         )
