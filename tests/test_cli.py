@@ -142,7 +142,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out OUT --drop 2 --elder.lambda-1 abc": ("--elder.lambda-1: expects float, not 'abc'", "--help"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.train half": ("'half'", "one of full, lora, partial"),
     "prune MODEL --data DATA --out OUT --drop 2 --recover lorra": ("not 'lorra'", "did you mean lora?"),
-    "prune MODEL --data DATA --out OUT --drop 2 --shortgpt.sorce 1": ("--shortgpt.sorce", "shortgpt has no settings"),
+    "prune MODEL --data DATA --out OUT --drop 2 --shortgpt.sauce 1": ("--shortgpt.sauce", "shortgpt has no settings"),
     "prune --method eldr --help": ("unknown method 'eldr'", "did you mean 'elder'?"),
     "eval MODEL --task piqa": ("--task", "could match --tasks, --task-batch-size"),
     "completion": ("missing SHELL (bash, zsh, fish)", "--help"),
