@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["count_field", "layer_count"]
+__all__ = ["MOST_LAYERS", "count_field", "layer_count"]
+
+MOST_LAYERS = 10_000
+"""Far more than any model has: a number beyond it is a mistake, or means harm."""
 
 _COUNTS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers")
 """Fields that count decoder layers; the first that a configuration has is the one: others then count the encoder's."""

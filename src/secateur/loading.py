@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from secateur.connection import asking_hub, hub_answers, quiet_hub
-from secateur.depth import layer_count
+from secateur.depth import MOST_LAYERS, layer_count
 from secateur.errors import ModelError, UnsupportedModelError
 from secateur.trust import is_pickle_allowed
 
@@ -39,8 +39,6 @@ _DTYPES: dict[str, torch.dtype | Literal["auto"]] = {
     "float16": torch.float16,
 }
 
-
-_MOST_LAYERS = 10_000  # far more than any model has
 
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 """Files that many licences want to go along with whatever is made of a model."""
@@ -161,7 +159,7 @@ def load_config(source: str | Path, *, revision: str | None = None, trust_remote
         )
     with _explained(source):
         num_layers = layer_count(config)
-    if not 1 <= num_layers <= _MOST_LAYERS:
+    if not 1 <= num_layers <= MOST_LAYERS:
         raise ModelError(f"{source} says that its model has {num_layers} layers; mend config.json")
     return config
 

@@ -251,9 +251,9 @@ def open_work(out: str | Path, asked: dict[str, Any], *, resume: bool, minutes: 
         if folder.exists() and not (folder.is_dir() and not _foreign(folder)):
             raise OutputError(f"{folder} is needed while the run lasts, and holds something else; choose another --out")
         return work
-    if not known.is_file() and folder.is_dir() and not _foreign(folder):
-        return work  # killed before it had begun: nothing is lost, and all is done now
     if not known.is_file():
+        if folder.is_dir() and not _foreign(folder):
+            return work  # killed before it had begun: nothing is lost, and all is done now
         raise RequestError(f"there is nothing to resume: {folder} holds no unfinished run; leave --resume out")
     _check_same(asked, known)
     return work

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 from secateur.cli.words import (
     check_settings_files,
     explained,
-    files_first,
     one_line,
     refuse_settings_of_others,
     with_underscores,
+    without_files,
 )
 from secateur.errors import RequestError, SecateurError
 from secateur.processes import apart, fails_first, is_first, is_of_another, joined, launched
@@ -144,9 +144,10 @@ def _run(words: list[str]) -> int:
         return_freed_memory()
     parser = _parser(words[0])
     methods = _methods_of(parser)
-    plain = files_first([with_underscores(word, methods) for word in words[1:]])
+    files, others = without_files([with_underscores(word, methods) for word in words[1:]])
+    plain = [*(f"--config={file}" for file in files), *others]  # what is typed counts, wherever a file stands
     parser.unexplained = _unexplained(methods, plain)
-    check_settings_files(plain, methods)
+    check_settings_files(files, methods)
     try:
         parsed = parser.parse_args(plain)
     except Exception as error:

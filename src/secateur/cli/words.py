@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secateur.depth import MOST_LAYERS
 from secateur.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ __all__ = [
     "carried_over",
     "check_settings_files",
     "explained",
-    "files_first",
     "is_typed",
     "one_line",
     "parse_amount",
@@ -29,9 +29,8 @@ __all__ = [
     "parse_sizes",
     "refuse_settings_of_others",
     "with_underscores",
+    "without_files",
 ]
-
-_MOST_LAYERS = 10_000  # in one range; more than any model has
 
 
 def one_line(error: BaseException) -> str:
@@ -82,20 +81,22 @@ def is_typed(words: Sequence[str], option: str) -> bool:
     return any(with_underscores(word).partition("=")[0] == f"--{option}" for word in words)
 
 
-def files_first(words: Sequence[str]) -> list[str]:
-    """The words with the files that `--config` names before the others: what is typed counts, wherever it stands."""
+def without_files(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files that `--config` names, and the other words."""
     files: list[str] = []
     others: list[str] = []
     following = iter(words)
     for word in following:
-        if word == "--config":
-            files += [word, *[value for value in [next(following, None)] if value is not None]]
+        option, equals, value = word.partition("=")
+        named = (value if equals else next(following, None)) if option == "--config" else None
+        if named is None:
+            others.append(word)
         else:
-            (files if word.startswith("--config=") else others).append(word)
-    return files + others
+            files.append(named)
+    return files, others
 
 
-def check_settings_files(words: Sequence[str], methods: Collection[str]) -> None:
+def check_settings_files(files: Sequence[str], methods: Collection[str]) -> None:
     """What the parser would take for a failure of its own in a file that `--config` names.
 
     Raises:
@@ -103,11 +104,7 @@ def check_settings_files(words: Sequence[str], methods: Collection[str]) -> None
     """
     import yaml
 
-    for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option != "--config":
-            continue
-        file = value if equals else next(iter(words[place + 1 :]), "")
+    for file in files:
         try:
             settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except UnicodeDecodeError:
@@ -145,7 +142,7 @@ def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
     message = one_line(error)
     message = re.sub(r'^Parser key "([\w.-]+)": ', lambda found: f"--{found[1].replace('_', '-')}: ", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
-    message = re.sub(r"Literal\[([^\]]*)\]", lambda found: f"one of {found[1].replace(chr(39), '')}", message)
+    message = re.sub(r"Literal\[([^\]]*)\]", lambda found: "one of " + found[1].replace("'", ""), message)
     message = re.sub(r"invalid choice: (.*) \(choose from (.*)\)", _expects_one_of, message)
     message = re.sub(r"Expected an? (.+?)\. Got value: (.*)", r"expects \1, not '\2'", message)
     message = re.sub(
@@ -188,7 +185,8 @@ def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
 
 def _expects_one_of(found: re.Match[str]) -> str:
     """What argparse says of a choice, as jsonargparse's types are said."""
-    return f"expects one of {found[2].replace(chr(39), '')}, not {found[1]}"
+    choices = found[2].replace("'", "")
+    return f"expects one of {choices}, not {found[1]}"
 
 
 def _with_nearest(found: re.Match[str]) -> str:
@@ -262,7 +260,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise RequestError(f"--layers takes numbers and ranges such as 3,7,20-27, not '{text}'")
         if dash and int(last) < int(first):
             raise RequestError(f"--layers: the range {part.strip()} runs backwards; write {last}-{first}")
-        layers += range(int(first), min(int(last or first), int(first) + _MOST_LAYERS) + 1)
+        layers += range(int(first), min(int(last or first), int(first) + MOST_LAYERS) + 1)
     return tuple(layers)
 
 

@@ -14,7 +14,8 @@ from secateur.report.comparison import compared, doubt_of_speed, layer_ranges, m
 
 __all__ = ["inherited_metadata", "model_card"]
 
-_INHERITED = ("license", "license_name", "license_link", "language", "base_model")
+_INHERITED = ("license", "license_name", "license_link", "language")
+_READ = (*_INHERITED, "base_model")
 _PLACE = re.compile(r"/|~|[A-Za-z]:[\\/]|\\\\|\.\.?[\\/]")
 
 
@@ -41,7 +42,7 @@ def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["secateur", "pruning", "layer-pruning"],
-        **{key: value for key, value in (inherited or {}).items() if key in _INHERITED[:-1] and value},
+        **{key: value for key, value in (inherited or {}).items() if key in _INHERITED and value},
     )
     sections = [_title(record, name), _table(record), _task(record), _making(record), _loading(record), _LIMITS]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
@@ -58,7 +59,7 @@ def inherited_metadata(directory: str | Path) -> dict[str, Any]:
         data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
     except Exception:  # a stranger's card, in whatever state: the licence is then simply not known
         return {}
-    return {key: data[key] for key in _INHERITED if data.get(key)}
+    return {key: data[key] for key in _READ if data.get(key)}
 
 
 def _is_hub_id(model: str) -> bool:

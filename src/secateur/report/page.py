@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -56,9 +57,5 @@ def distinct_names(runs: Sequence[str | Path]) -> list[str]:
     twice = next((run for run, of in zip(runs, parts, strict=True) if parts.count(of) > 1), None)
     if twice is not None:
         raise RequestError(f"{twice} is given twice; give different runs")
-    names = ["/".join(of[-1:]) for of in parts]
-    depth = 1
-    while len(set(names)) < len(names):
-        depth += 1
-        names = ["/".join(of[-depth:]) for of in parts]
-    return names
+    names = (["/".join(of[-depth:]) for of in parts] for depth in itertools.count(1))
+    return next(each for each in names if len(set(each)) == len(each))

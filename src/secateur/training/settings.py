@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from secateur.errors import RequestError
@@ -215,9 +215,7 @@ class FineTuning:
         check_shares(self, "lora_dropout", "warmup")
         check_at_least(self, 0, "weight_decay", "max_grad_norm")
         check_divides(self, "micro_batch", "batch_size")
-        check_trainer_options(self.trainer)
-        for name in sorted(self.trainer.keys() & _OURS.keys()):
-            raise RequestError(f"trainer cannot set {name}: {_OURS[name]}")
+        check_trainer_options(self.trainer, elsewhere=_OURS)
 
     @property
     def rate(self) -> float:
@@ -253,8 +251,10 @@ def for_another_machine() -> Iterator[None]:
         _FOR_ANOTHER_MACHINE.reset(token)
 
 
-def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
-    """Hold further options of the Trainer to the names it knows, and those in `also`.
+def check_trainer_options(
+    options: Mapping[str, Any], *, also: Collection[str] = (), elsewhere: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Hold further options of the Trainer to the names it knows, and those in `also`, but for those asked for `elsewhere`.
 
     Raises:
         RequestError: if one is unknown, or asks for what is not here: a package that is reported to or has the optimiser, a GPU.
@@ -267,9 +267,10 @@ def check_trainer_options(options: Mapping[str, Any], *, also: Collection[str] =
     unknown = sorted(options_as_named_here(options).keys() - {*TrainingArguments.__dataclass_fields__, *also})
     if unknown:
         raise RequestError(f"trainer has no option '{unknown[0]}'; see transformers.TrainingArguments for what it has")
-    for name in sorted(options.keys() & _ELSEWHERE.keys()):
-        raise RequestError(f"trainer cannot set {name}: {_ELSEWHERE[name]}")
     _check_types(options, TrainingArguments)
+    for name, where in {**_ELSEWHERE, **elsewhere}.items():
+        if name in options:
+            raise RequestError(f"trainer cannot set {name}: {where}")
     if "optim" in options:
         _check_optimizer_name(options["optim"])
     if _FOR_ANOTHER_MACHINE.get():
