@@ -43,8 +43,8 @@ def main() -> None:
 
 def measure(model: str, turns: int) -> None:
     """Both ways by turns, and the result file."""
-    from secateur.plan import write_json
     from secateur.report.record import versions
+    from secateur.values import write_json
 
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
     for _ in range(turns):

@@ -50,8 +50,8 @@ def measure(model: str, *, dtype: str, batch_size: int, tokens: int, repeats: in
 
     from secateur.benchmark import compare
     from secateur.evaluation.speed import SpeedSettings
-    from secateur.plan import write_json
     from secateur.report.record import versions
+    from secateur.values import write_json
 
     models = cut_models(model, dtype)
     dense = models["dense"]

@@ -27,7 +27,7 @@ def run_cells(
     """
     import torch
 
-    from secateur.plan import write_json
+    from secateur.values import write_json
 
     results.mkdir(parents=True, exist_ok=True)
     claims = Path(tempfile.gettempdir(), f"secateur-{results.name}")

@@ -64,12 +64,12 @@ def train_dense(source: str, data: Path, prefix: str) -> None:
     """What training on the text does to the model that keeps all its layers, as `full` does to the others."""
     from secateur.decoder import Decoder
     from secateur.loading import load_model, load_tokenizer
-    from secateur.plan import write_json
     from secateur.progress import Silent
     from secateur.report.record import versions
     from secateur.request import TextSettings
     from secateur.stages import quality
     from secateur.training.recovery import Recovery, recover_
+    from secateur.values import write_json
 
     result, lengths = DENSE[prefix]
     text = TextSettings(

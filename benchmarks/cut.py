@@ -53,8 +53,8 @@ def main() -> None:
 
 def measure(root: Path, gigabytes: float, rounds: int, mergekit: str | None) -> None:
     """Do every way in turn, and write the result."""
-    from secateur.plan import write_json
     from secateur.report.record import versions
+    from secateur.values import write_json
 
     root.mkdir(parents=True, exist_ok=True)
     dense = root / "dense"
@@ -161,7 +161,7 @@ def write_checkpoint(folder: Path, gigabytes: float) -> int:
     """A Llama of random bytes, file by file; the value is its number of layers."""
     from transformers import LlamaConfig
 
-    from secateur.plan import write_json
+    from secateur.values import write_json
 
     hidden, inner = WIDTHS["hidden_size"], WIDTHS["intermediate_size"]
     keys = hidden * WIDTHS["num_key_value_heads"] // WIDTHS["num_attention_heads"]

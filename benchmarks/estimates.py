@@ -1,7 +1,8 @@
 """How near `secateur estimate` comes: peak memory and time of real runs beside what was estimated from the configuration.
 
     python benchmarks/estimates.py run MODEL DATA     # DATA as for elder.py; writes results/estimates.json, on an idle machine
-    python benchmarks/estimates.py tables             # rewrites the table in docs/estimating.md from it
+    python benchmarks/estimates.py card CONFIG TOKENIZER DATA   # on a GPU, random weights; results/estimates_gpu.json
+    python benchmarks/estimates.py tables             # rewrites the tables in docs/estimating.md from both
 
 Each run is `secateur.prune` in a process of its own, as with SECATEUR_RETURN_MEMORY=1, without speed and samples,
 which are not estimated. Time is that of choosing, preparing, recovering and measuring; loading and writing depend on the disk.
@@ -23,6 +24,7 @@ sys.path.insert(0, str(HERE))
 from cells import markdown, with_tables  # noqa: E402  (a script beside this one)
 
 RESULT = HERE / "results" / "estimates.json"
+CARD_RESULT = HERE / "results" / "estimates_gpu.json"
 PAGE = HERE.parent / "docs" / "estimating.md"
 
 DROP = 8
@@ -42,6 +44,16 @@ RUNS: dict[str, dict[str, Any]] = {
     "`shortgpt`, `--recover distill`": {"method": "shortgpt", "recovery": {"recover": "distill"}},
     "`shortgpt`, bfloat16": {"method": "shortgpt", "dtype": "bfloat16"},
 }  # fmt: skip
+CHECKPOINTED = {"activation_checkpointing": True}
+CARD_TEXT: dict[str, Any] = {"sequence_length": 256, "num_sequences": 128, "num_eval_sequences": 64, "batch_size": 4}
+CARD_RUNS: dict[str, dict[str, Any]] = {
+    # the recipes of docs/scaling.md for one GPU, dropping a quarter
+    "`elder`, LoRA, activations computed again": {
+        "method": "elder", "settings": {"train": "lora", "trainer": CHECKPOINTED}, "text": CARD_TEXT,
+    },
+    "`sleb`": {"method": "sleb", "text": CARD_TEXT},
+    "`shortgpt`, `--recover lora`": {"method": "shortgpt", "recovery": {"recover": "lora"}, "text": CARD_TEXT},
+}  # fmt: skip
 
 
 def main() -> None:
@@ -49,39 +61,64 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run")
     run.add_argument("model")
-    run.add_argument("data", type=Path)
-    run.add_argument("--only", nargs="*", help="what the table calls them")
+    card = commands.add_parser("card")
+    card.add_argument("config", type=Path, help="folder of a config.json")
+    card.add_argument("tokenizer", help="of any model whose vocabulary is no larger")
+    card.add_argument("--sheet", default="h200", help="whose data sheet is held against the measured time, too")
+    for command in (run, card):
+        command.add_argument("data", type=Path)
+        command.add_argument("--only", nargs="*", help="what the table calls them")
     commands.add_parser("tables")
     options = parser.parse_args()
     if options.command == "run":
-        measure(options.model, options.data, options.only)
+        measure(options.model, options.data, RUNS, RESULT, options.only)
+    elif options.command == "card":
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder, options.config.name)
+            write_random_model(options.config, options.tokenizer, model)
+            measure(str(model), options.data, CARD_RUNS, CARD_RESULT, options.only, options.sheet)
     else:
         PAGE.write_text(made_anew(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def measure(model: str, data: Path, only: list[str] | None) -> None:
+def measure(
+    model: str, data: Path, runs: dict[str, dict[str, Any]], result: Path, only: list[str] | None, sheet: str | None = None
+) -> None:  # fmt: skip
     """Every run in a process of its own, its estimate just before it."""
-    from secateur.plan import write_json
     from secateur.report.record import versions
+    from secateur.values import write_json
 
-    found = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.exists() else {}
+    found = json.loads(result.read_text(encoding="utf-8"))["rows"] if result.exists() else {}
     processes = multiprocessing.get_context("spawn")
-    for name, asked in RUNS.items():
+    for name, asked in runs.items():
         if only and name not in only:
             continue
         with processes.Pool(1) as pool:
-            estimated = pool.apply(estimate_one, (model, asked))
+            estimated = pool.apply(estimate_one, (model, asked, sheet))
         with processes.Pool(1) as pool:
             measured = pool.apply(run_one, (model, str(data), asked))
         found[name] = {"estimated": estimated, "measured": measured}
         print(name, json.dumps(found[name]), flush=True)
-        rows = {key: found[key] for key in RUNS if key in found}
-        write_json(RESULT, {"model": Path(model).resolve().name, "versions": versions(), "rows": rows})
+        rows = {key: found[key] for key in runs if key in found}
+        write_json(result, {"model": Path(model).resolve().name, "versions": versions(), "rows": rows})
 
 
-def estimate_one(model: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """What `secateur estimate` says."""
+def write_random_model(config: Path, tokenizer: str, out: Path) -> None:
+    """A checkpoint of that shape with random weights, in the configuration's dtype, made on the GPU if there is one."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    shape = AutoConfig.from_pretrained(config)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(shape, dtype=shape.dtype)
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
+
+
+def estimate_one(model: str, asked: dict[str, Any], sheet: str | None) -> dict[str, Any]:
+    """What `secateur estimate` says; the time by a card's data sheet too, if one is named."""
     from secateur.allocator import return_freed_memory
+    from secateur.estimation.hardware import hardware_named
     from secateur.forecast import forecast
     from secateur.methods import METHODS
     from secateur.training.recovery import Recovery
@@ -95,7 +132,15 @@ def estimate_one(model: str, asked: dict[str, Any]) -> dict[str, Any]:
         dtype=asked.get("dtype", "auto"),
         **{**TEXT, **asked.get("text", {})},
     )
-    return {"memory_bytes": found["memory_bytes"], "seconds": found["seconds"], "hardware": found["hardware"]["name"]}
+    estimated = {
+        "memory_bytes": found["memory_bytes"],
+        "seconds": found["seconds"],
+        "hardware": found["hardware"]["name"],
+    }
+    if sheet:
+        flops = sum(phase["flops"] for phase in found["phases"])
+        estimated |= {"sheet": sheet, "sheet_seconds": flops / hardware_named(sheet).flops_per_second}
+    return estimated
 
 
 def run_one(model: str, data: str, asked: dict[str, Any]) -> dict[str, Any]:
@@ -132,20 +177,29 @@ def made_anew(page: str) -> str:
     return with_tables(page, table)
 
 
-def table(_: str) -> str:
+def table(name: str) -> str:
     """A row a run."""
-    if not RESULT.exists():
+    result = {"estimates": RESULT, "estimates-gpu": CARD_RESULT}[name]
+    if not result.exists():
         return "Not measured yet."
-    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
-    body = []
-    for name, row in rows.items():
-        cells = [name]
-        for key, scale in (("memory_bytes", 1e9), ("seconds", 1.0)):
-            estimated, measured = (row[which][key] / scale for which in ("estimated", "measured"))
-            cells += [f"{estimated:.3g}", f"{measured:.3g}", f"{100 * (estimated / measured - 1):+.0f} %"]
-        body.append(cells)
+    rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
     head = ["run", "memory, GB: estimated", "measured", "off by", "time, s: estimated", "measured", "off by"]
+    body = []
+    for run, row in rows.items():
+        estimated, measured = row["estimated"], row["measured"]
+        cells = [run, *_compared(estimated["memory_bytes"] / 1e9, measured["memory_bytes"] / 1e9)]
+        cells += _compared(estimated["seconds"], measured["seconds"])
+        if name == "estimates-gpu":
+            by_sheet, _, off = _compared(estimated["sheet_seconds"], measured["seconds"])
+            cells += [by_sheet, off]
+        body.append(cells)
+    if name == "estimates-gpu":
+        head += ["by data sheet", "off by"]
     return markdown(head, body)
+
+
+def _compared(estimated: float, measured: float) -> list[str]:
+    return [f"{estimated:.3g}", f"{measured:.3g}", f"{100 * (estimated / measured - 1):+.0f} %"]
 
 
 if __name__ == "__main__":

@@ -231,10 +231,10 @@ def measure_times(source: str, rounds: int = 5) -> None:
 
     from secateur.decoder import Decoder
     from secateur.loading import autocast_dtype, load_model
-    from secateur.plan import write_json
     from secateur.report.record import versions
     from secateur.surgery.live import remove_layers_
     from secateur.training.completion import IGNORED, LearntPositions
+    from secateur.values import write_json
 
     models = {}
     for drop in (0, 6, 12):

@@ -95,8 +95,8 @@ class Training:
 def main() -> None:
     if len(sys.argv) not in (2, 3):
         raise SystemExit(__doc__)
-    from secateur.plan import write_json
     from secateur.report.record import versions
+    from secateur.values import write_json
 
     source = sys.argv[1]
     if sys.argv[2:] == ["memory"]:

@@ -52,9 +52,9 @@ def main() -> None:
 def measure(source: str, data: str) -> None:
     from secateur.decoder import Decoder
     from secateur.loading import load_model, load_tokenizer
-    from secateur.plan import write_json
     from secateur.report.record import versions
     from secateur.request import TextSettings
+    from secateur.values import write_json
 
     decoder = Decoder(load_model(source, dtype="float32"))
     text = TextSettings(data=data, sequence_length=LENGTH, num_sequences=SEQUENCES, num_eval_sequences=1)

@@ -46,9 +46,9 @@ def measure(model: str, *, dtype: str, batch_sizes: list[int], result: Path, **s
     """Measure the dense model and two cut ones side by side, and write the result."""
     from secateur.benchmark import compare
     from secateur.evaluation.speed import SpeedSettings
-    from secateur.plan import write_json
     from secateur.report.console import RichProgress
     from secateur.report.record import versions
+    from secateur.values import write_json
 
     record = compare(
         cut_models(model, dtype),

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.errors import PlanError
-from secateur.plan import LayerScores, PruningPlan, count_to_drop, finite, write_json
+from secateur.plan import LayerScores, PruningPlan, count_to_drop
+from secateur.values import finite, read_sealed, write_json, write_sealed
 
 
 @given(percent=st.integers(1, 99), num_layers=st.integers(2, 200))
@@ -200,3 +202,21 @@ def test_a_prefix_keeps_the_first_layers_and_nothing_that_was_made_for_all_of_th
     for drop in (0, 4):
         with pytest.raises(PlanError, match=rf"cannot take {drop} of a plan's 3 layers; choose 1\.\.3"):
             plan.prefix(drop)
+
+
+def test_sealed_values_come_back_as_they_were_or_are_said_to_be_damaged(tmp_path):
+    file, values = tmp_path / "values.json", {"loss": 0.1 + 0.2, "nothing": None, "pair": (1, 2), "nan": math.nan}
+    write_sealed(file, values)
+    found = read_sealed(file)
+    assert found["loss"] == values["loss"]
+    assert found["pair"] == [1, 2]
+    assert math.isnan(found["nan"])
+    written, refused = file.read_bytes(), 0
+    for place in range(len(written)):
+        file.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
+        try:
+            assert repr(read_sealed(file)) == repr(found)  # a digit beyond a float's precision
+        except ValueError as error:
+            assert re.search(r"damaged|codec", str(error))
+            refused += 1
+    assert refused > len(written) - 3

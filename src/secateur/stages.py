@@ -27,7 +27,7 @@ from secateur.evaluation.speed import SpeedSettings, measure_speed
 from secateur.loading import described_in, licence_files
 from secateur.methods import Cost, Run
 from secateur.methods.base import measuring
-from secateur.plan import PruningPlan, write_json
+from secateur.plan import PruningPlan
 from secateur.processes import agreed
 from secateur.progress import Progress, duration
 from secateur.report.card import inherited_metadata, model_card
@@ -38,6 +38,7 @@ from secateur.request import Pruned
 from secateur.surgery.checkpoint import Proof, bypassed_logits, prove_checkpoint, save_checkpoint
 from secateur.surgery.live import remove_layers_
 from secateur.training.recovery import Recovery
+from secateur.values import write_json
 
 __all__ = [
     "LESS_WHAT_IS_DONE",

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 HERE = Path(__file__).parent
 
 
-def launched(script: str, *words: str, processes: int) -> subprocess.CompletedProcess[str]:
-    """A script of this folder, in so many processes."""
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
+def launched(
+    script: str, *words: str, processes: int, by_launcher: bool | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A script of this folder, in so many processes; one is left to no launcher unless `by_launcher` says so."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    if not (processes > 1 if by_launcher is None else by_launcher):
+        launch = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
         [sys.executable, *launch, str(HERE / script), *words],

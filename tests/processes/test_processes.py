@@ -20,6 +20,7 @@ from secateur.tuning import tune
 @pytest.fixture
 def of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes._group, "count", 2)
+    monkeypatch.setattr(processes._group, "joined", True)
 
 
 def test_one_process_computes_everything_in_order_and_counts_what_is_done() -> None:
@@ -79,8 +80,9 @@ def test_what_trainings_here_cannot_give_is_refused(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RequestError, match=said):
-        processes._refuse_unsupported("MULTI_CPU")
+    for kind in ("MULTI_CPU", "NO"):  # several processes, and one
+        with pytest.raises(RequestError, match=said):
+            processes._refuse_unsupported(kind)
 
 
 def test_without_a_launcher_nothing_heavy_is_imported() -> None:

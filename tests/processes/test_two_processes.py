@@ -33,9 +33,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
     return folder
 
 
-def run(kind: str, inputs: Path, out: Path, phases: list[str], processes: int) -> Path:
+def run(kind: str, inputs: Path, out: Path, phases: list[str], processes: int, **how: bool) -> Path:
     out.mkdir()
-    done = launched("phases.py", kind, str(inputs), str(out), *phases, processes=processes)
+    done = launched("phases.py", kind, str(inputs), str(out), *phases, processes=processes, **how)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
@@ -56,6 +56,16 @@ def test_two_processes_leave_the_plan_of_one_and_its_weights_to_rounding(
         assert found["scores"] < 1e-4, phase  # IGIA squares gradients that are small at first
         assert found["measured"] < ROUNDING, phase
         assert found["weights"] is None or found["weights"] < ROUNDING, phase
+
+
+def test_one_process_under_fsdp_writes_whole_weights(one_process: Path, inputs: Path, tmp_path: Path) -> None:
+    """As `accelerate launch` starts it for one GPU, where FSDP can have weights wait in the CPU's memory."""
+    phases = ["recover: distill", "tune: full"]
+    sharded = run("fsdp2", inputs, tmp_path / "sharded", phases, 1, by_launcher=True)
+    for phase, found in agreement(one_process, sharded, [slug(phase) for phase in phases]).items():
+        assert found["same_plan"], phase
+        assert found["same_best_step"], phase
+        assert found["weights"] < ROUNDING, phase
 
 
 @pytest.mark.parametrize(

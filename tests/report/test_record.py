@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from secateur.plan import LayerScores, write_json
+from secateur.plan import LayerScores
 from secateur.report.record import (
     config_sha256,
     count_parameters,
@@ -18,6 +18,7 @@ from secateur.report.record import (
     revision_of,
     run_record,
 )
+from secateur.values import write_json
 
 SECRET = "hf_abcdefghijklmnopqrstuvwxyz"  # noqa: S105 - made up, so that its absence can be tested
 SMALL = {

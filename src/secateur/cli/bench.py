@@ -44,9 +44,9 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     from secateur.benchmark import bench
     from secateur.errors import OutputError
     from secateur.evaluation.speed import SpeedSettings
-    from secateur.plan import write_json
     from secateur.report.console import results_console
     from secateur.report.speed_table import show_bench
+    from secateur.values import write_json
 
     record = bench(
         options["model"],

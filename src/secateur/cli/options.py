@@ -329,6 +329,6 @@ def say_next(progress: Any, *words: str) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on standard output; what is not finite is null."""
-    from secateur.plan import finite
+    from secateur.values import finite
 
     print(json.dumps(finite(value), ensure_ascii=False, allow_nan=False))

@@ -27,8 +27,8 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: dict[str, Any], _progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
     from secateur.errors import OutputError
-    from secateur.plan import write_text
     from secateur.report.page import distinct_names, is_page, load_run, report_page
+    from secateur.values import write_text
 
     out = Path(options["out"])
     check_file(options["out"], "the report")

@@ -11,7 +11,8 @@ from typing import Any
 
 from secateur.compare.config import Comparison, MethodChoice, ModelChoice, RecoveryChoice, slug
 from secateur.errors import RequestError
-from secateur.plan import count_to_drop, finite
+from secateur.plan import count_to_drop
+from secateur.values import finite
 
 __all__ = ["Cell", "cells_of", "chosen", "differing", "lacks", "largest_drops", "measures_of", "plan_id", "request_of"]
 

@@ -22,8 +22,8 @@ from secateur.compare.cells import Cell, differing
 from secateur.compare.claims import claimed
 from secateur.disk import is_full
 from secateur.errors import OutputError, RequestError
-from secateur.plan import finite, write_json
 from secateur.surgery.output import check_output
+from secateur.values import finite, write_json
 
 __all__ = ["STATES", "Results", "Row", "State"]
 

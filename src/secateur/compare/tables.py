@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from secateur.compare.results import Row
-from secateur.plan import write_text
 from secateur.report.comparison import MISSING
+from secateur.values import write_text
 
 __all__ = ["markdown", "page", "perplexity_text", "table", "write_tables"]
 

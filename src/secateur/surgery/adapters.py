@@ -14,12 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from secateur.errors import ModelError, PlanError
-from secateur.plan import PruningPlan, write_json
+from secateur.plan import PruningPlan
 from secateur.surgery.files import check_apart, companions
 from secateur.surgery.layout import explained
 from secateur.surgery.names import layer_in, new_numbers, renumbered
 from secateur.surgery.output import check_output, new_directory
 from secateur.surgery.shards import StoredTensor, copy_file, quoted, read_header, read_json, write_shard
+from secateur.values import write_json
 
 __all__ = ["CarriedAdapter", "carry_adapter"]
 

@@ -17,13 +17,14 @@ from typing import Any
 
 from secateur.depth import layer_count
 from secateur.errors import OutputError, RequestError
-from secateur.plan import PruningPlan, write_json
+from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
 from secateur.surgery.early import EarlyShards
 from secateur.surgery.names import layer_in, new_numbers, renumbered
 from secateur.surgery.output import check_output, new_directory
 from secateur.surgery.shards import Bytes, StoredTensor, copy_file, file_size, reading
 from secateur.surgery.source import INDEX, WEIGHTS, read_config, read_weights
+from secateur.values import write_json
 
 __all__ = ["CutReport", "check_apart", "companions", "cut_checkpoint"]
 

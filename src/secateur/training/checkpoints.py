@@ -1,7 +1,9 @@
 """Checkpoints of a training that is to go on after an interrupt as if there had been none: the Trainer's own, and when.
 
-A checkpoint counts once `secateur.json` is in it, which is written last, when all else is on the disk itself: half of one
-is never read. It holds what the Trainer does not keep: the loss since it was last logged, and what a trainer of ours adds.
+A checkpoint counts once `secateur.json` is in it, which is written last, when all else is on the disk itself, and while its files
+are those that were written, by their sha256: half of one, or a damaged one, is never read. It holds what the Trainer does not
+keep as well: the loss since it was last logged, and what a trainer of ours adds. Older ones are removed once it is there, but
+for the best.
 
 Weights, and AdamW's two moments of each, are written where as much work would be lost otherwise as `Keeping.minutes` says, and
 never so often that it would take more than a twentieth of the time; and on a signal, after the step. Whether one is written
@@ -10,7 +12,6 @@ changes nothing in the training.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -22,17 +23,17 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-from secateur.disk import flush, full_disk_named
-from secateur.plan import write_text
+from secateur.disk import flush, full_disk_named, sha256
 from secateur.processes import agreed, by_first
 from secateur.signals import asked_to_stop, finishing
 from secateur.surgery.weights import load_weights_, save_weights
+from secateur.values import read_sealed, write_sealed
 
 __all__ = ["Keeping", "ResumableTrainer"]
 
 logger = logging.getLogger(__name__)
 
-_MARK, _TRAINED = "secateur.json", "trained.safetensors"
+_MARK, _FILES, _TRAINED = "secateur.json", "sha256", "trained.safetensors"
 _SHARE = 20
 """Between two checkpoints is so many times what the last took."""
 
@@ -59,14 +60,13 @@ class Keeping:
 class ResumableTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that goes on from its last whole checkpoint, to the bit."""
 
-    def carry_on(self, keeping: Keeping | None, *, rotate: bool = True) -> float:
+    def carry_on(self, keeping: Keeping | None) -> float:
         """Train, from the last checkpoint if there is one, and write others; the seconds that took.
 
         The Trainer does not know that the run of a checkpoint was over: it would do the rest of an epoch that had to stop.
 
         Args:
             keeping: where checkpoints are; none are read or written if None.
-            rotate: whether only the last is kept; the Trainer does that itself otherwise.
 
         Raises:
             WriteError: if the disk is full; the checkpoint before is whole.
@@ -76,11 +76,11 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             return float(self.train().metrics["train_runtime"])
         last = by_first(lambda: last_checkpoint(keeping.folder))
         kept = {} if last is None else last[2]
-        self.add_callback(_Checkpoints(self, keeping, kept, rotate=rotate))
+        self.add_callback(_Checkpoints(self, keeping, kept))
         self.restore(kept)
         if last is not None and _is_over(last[1]):
             folder, self.state, _ = last
-            self._load_from_checkpoint(str(folder.with_name(self.best_checkpoint(self.state) or folder.name)))
+            self._load_from_checkpoint(str(_best_beside(folder, self.state) or folder))
             return 0.0
         then = "the last whole checkpoint stays: make room, and go on with --resume"
         with full_disk_named(keeping.folder, needs=self._checkpoint_bytes(), then=then, certain=False), finishing():
@@ -97,11 +97,6 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
         """Of a checkpoint, about: what is trained, and AdamW's two moments of it."""
         trained = (weight for weight in self.model.parameters() if weight.requires_grad)
         return 3 * sum(int(weight.numel() * weight.element_size()) for weight in trained)
-
-    def best_checkpoint(self, state: TrainerState) -> str | None:
-        """The name of the checkpoint that is loaded at the end; None if that is the last."""
-        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        return Path(best).name if best else None
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """What is trained, by its names in memory: no family's way of writing files comes between.
@@ -145,8 +140,8 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
 class _Checkpoints(TrainerCallback):  # type: ignore[misc]
     """Asks for checkpoints in time, marks those that are whole, and stops after one where a signal has come."""
 
-    def __init__(self, trainer: ResumableTrainer, keeping: Keeping, kept: dict[str, Any], *, rotate: bool) -> None:
-        self.trainer, self.keeping, self.kept, self.rotate = trainer, keeping, kept, rotate
+    def __init__(self, trainer: ResumableTrainer, keeping: Keeping, kept: dict[str, Any]) -> None:
+        self.trainer, self.keeping, self.kept = trainer, keeping, kept
         self.since, self.took = time.monotonic(), 0.0
 
     def on_train_begin(self, _args: Any, _state: Any, *_: Any, **__: Any) -> None:
@@ -174,31 +169,59 @@ class _Checkpoints(TrainerCallback):  # type: ignore[misc]
             "loss_since": self.trainer._tr_loss.item(),
             **self.trainer.remembered(),
         }
-        by_first(lambda: self._mark(folder, about))  # once all have written their part
+        by_first(lambda: _mark(folder, state, about))  # once all have written their part
         self.since = time.monotonic()
         self.took = self.since - self.saving
         if agreed(asked_to_stop()):
             raise KeyboardInterrupt
 
-    def _mark(self, folder: Path, about: dict[str, Any]) -> None:
-        flush(folder)
-        write_text(folder / _MARK, json.dumps(about))
-        for other in folder.parent.glob("checkpoint-*") if self.rotate else ():
-            if other != folder:
-                shutil.rmtree(other, ignore_errors=True)
+
+def _mark(folder: Path, state: TrainerState, about: dict[str, Any]) -> None:
+    """Say that a checkpoint is whole, and remove those that it replaces."""
+    flush(folder)
+    (folder / _MARK).unlink(missing_ok=True)  # of a damaged one that this one replaces
+    files = {file.relative_to(folder).as_posix(): sha256(file) for file in folder.rglob("*") if file.is_file()}
+    write_sealed(folder / _MARK, {**about, _FILES: files})
+    for other in folder.parent.glob("checkpoint-*"):
+        if other not in (folder, _best_beside(folder, state)):
+            (other / _MARK).unlink(missing_ok=True)  # first, as half of it is none
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def last_checkpoint(folder: Path) -> tuple[Path, TrainerState, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, its state, and what is in its mark."""
+    """The newest checkpoint that is whole, and so is the best at its time; its state, and what is in its mark."""
     numbers = [path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")]
     for number in sorted((int(number) for number in numbers if number.isdecimal()), reverse=True):
         found = folder / f"checkpoint-{number}"
         try:
-            kept = dict(json.loads((found / _MARK).read_text(encoding="utf-8")))
-            return found, TrainerState.load_from_json(str(found / "trainer_state.json")), kept
-        except (OSError, ValueError, TypeError):
-            logger.info("%s was not written to its end; it is not used", found)
+            kept = _whole(found)
+            state = TrainerState.load_from_json(str(found / "trainer_state.json"))
+            if (best := _best_beside(found, state)) is not None:
+                _whole(best)
+        except (OSError, ValueError):
+            logger.info("%s was not written to its end, or is damaged; it is not used", found)
+        else:
+            return found, state, kept
     return None
+
+
+def _whole(folder: Path) -> dict[str, Any]:
+    """What is in the mark of a checkpoint, whose files are those that were written.
+
+    Raises:
+        OSError, ValueError: if it has no mark, or they are not.
+    """
+    kept = read_sealed(folder / _MARK)
+    for name, digest in kept[_FILES].items():
+        if sha256(folder / name) != digest:
+            raise ValueError(f"{folder / name} is damaged")
+    return kept
+
+
+def _best_beside(folder: Path, state: TrainerState) -> Path | None:
+    """Where the best checkpoint is, beside another; None if nothing says which that is."""
+    best = state.best_model_checkpoint
+    return folder.with_name(Path(best).name) if best else None
 
 
 def _is_over(state: TrainerState) -> bool:

@@ -35,6 +35,7 @@ _ELSEWHERE = {
     "push_to_hub": "that is --push-to-hub, when all is proven",
     "hub_token": "log in by hf auth login, or set HF_TOKEN",
     "seed": "that is --seed",
+    "save_total_limit": "the last checkpoint is kept, and the best, until the run has ended",
     "fsdp": "that is for accelerate's config, see docs/scaling.md",
     "parallelism_config": "that is for accelerate's config, see docs/scaling.md",
 }

@@ -113,7 +113,7 @@ def fine_tune_(
         with quiet_transformers(), tracked as advance:
             trainer.add_callback(Advance(advance))
             keeping = Keeping(folder=work, minutes=checkpoint_minutes) if save else None
-            seconds = trainer.carry_on(keeping, rotate=False)  # the Trainer's own way keeps the best as well
+            seconds = trainer.carry_on(keeping)
     return model.eval(), trainer.report(seconds, batch_size=settings.batch_size)
 
 
@@ -156,7 +156,7 @@ class _TaskTrainer(ResumableTrainer):
 
     def report(self, seconds: float, *, batch_size: int) -> dict[str, Any]:
         """How the training went, also before an interrupt."""
-        log, best = self.state.log_history, self.best_checkpoint(self.state)
+        log, best = self.state.log_history, self.state.best_model_checkpoint
         return {
             "steps": self.state.global_step,
             "examples": self.state.global_step * batch_size,
@@ -216,7 +216,6 @@ def _arguments(
         seed=seed,
         save_strategy=each,
         save_steps=every,
-        save_total_limit=2,
         eval_strategy=each if validated else "no",
         eval_steps=every,
         load_best_model_at_end=validated and save,
