@@ -1,6 +1,5 @@
 import json
 import math
-import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -214,9 +213,15 @@ def test_sealed_values_come_back_as_they_were_or_are_said_to_be_damaged(tmp_path
     written, refused = file.read_bytes(), 0
     for place in range(len(written)):
         file.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
-        try:
-            assert repr(read_sealed(file)) == repr(found)  # a digit beyond a float's precision
-        except ValueError as error:
-            assert re.search(r"damaged|codec", str(error))
-            refused += 1
+        refused += is_damaged(file, found)
     assert refused > len(written) - 3
+
+
+def is_damaged(file, values):
+    """Whether it is refused; what is read is the same, as where a digit has changed that no float is fine enough for."""
+    try:
+        found = read_sealed(file)
+    except ValueError:
+        return True
+    assert repr(found) == repr(values)
+    return False
