@@ -298,7 +298,7 @@ def made_anew(page: str) -> str:
 
 
 def table(name: str, results: list[dict[str, Any]]) -> str:
-    """`TASK-TRAIN`, such as `fpb-full`: a row a variant and a count of layers; `summary` of all; `times`; `cost`; `settings`."""
+    """`TASK-TRAIN`, such as `fpb-full`, a row a variant and a count of layers; `summary`; `gap`; `times`; `cost`; `settings`."""
     if name == "times":
         return times_table()
     if name == "cost":
@@ -307,6 +307,8 @@ def table(name: str, results: list[dict[str, Any]]) -> str:
         return cost_table()
     if name == "summary":
         return summary(results)
+    if name == "gap":
+        return gap_table(load_results(GAP_CELLS, GAP_RESULTS))
     if name == "settings":
         rows = [row for row in results if not row.get("test")]
         return markdown(
@@ -386,6 +388,27 @@ def summary(
             body.append([VARIANTS[variant][0], train, str(drop), *shown, mean, *ratios])
     head = ["what", "training", "dropped", *TASKS, "mean, points", "training time", "inference time"]
     return markdown(head, body)
+
+
+def gap_table(results: list[dict[str, Any]]) -> str:
+    """With more examples: a row a variant, and in brackets the points to the dense model with their 95 % interval."""
+    rows = {(row["variant"], row["task"]): row for row in results}
+    body = []
+    for variant in dict.fromkeys(variant for variant, _ in rows):
+        found = {task: rows.get((variant, task)) for task in TASKS}
+        drop = max(row.get("drop", 0) for row in found.values() if row)
+        shown = [_tested(row, rows.get(("dense", task))) for task, row in found.items()]
+        body.append([VARIANTS[variant][0], str(drop), *shown])
+    return markdown(["what", "dropped", *TASKS], body)
+
+
+def _tested(row: dict[str, Any] | None, dense: dict[str, Any] | None) -> str:
+    """A score, and its difference to the dense model's on the same items, with the interval of the items' differences."""
+    if row is None or dense is None or row is dense:
+        return "–" if row is None else f"{row['test']:.3f}"
+    differences = [100 * (one - other) for one, other in zip(row["outcomes"], dense["outcomes"], strict=True)]
+    margin = 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{row['test']:.3f} ({statistics.mean(differences):+.1f} ± {margin:.1f})"
 
 
 def rate(row: dict[str, Any]) -> float:

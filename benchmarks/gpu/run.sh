@@ -71,7 +71,7 @@ case ${1:-} in
     together secateur compare benchmarks/gpu/full_length.yaml --out $results/comparison_full_length --max-minutes "$minutes" ;;
   dense) within python benchmarks/compare.py dense "$MODEL" "$DATA" --full-length ;;
   gradpruner) together within python benchmarks/gradpruner.py run "$MODEL" "$DATA" --precision fp32 ;;
-  gap) together within python benchmarks/gradpruner.py gap "$MODEL" "$DATA" ;;
+  gap) together within python benchmarks/gradpruner.py gap "$MODEL" "$DATA" --precision fp32 ;;
   tables) for script in speed ceiling compare gradpruner choosing; do python benchmarks/$script.py tables; done ;;
   *) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
