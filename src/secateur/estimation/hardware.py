@@ -28,6 +28,7 @@ _EFFICIENCY = 0.4
 
 _TIMED_LAYERS = (2, 4)
 _ROUNDS = 5
+_WEIGHT = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def hardware_named(name: str) -> Hardware:
 def hardware_here(
     config: Any, *, sequences: int, tokens: int, dtype: torch.dtype, precision: torch.dtype | None = None
 ) -> Hardware:
-    """This machine, timed on forward passes of the model's first two and four layers with random weights.
+    """This machine, timed on forward passes of the model's first two and four layers, whose weights are all one value.
 
     The head of a small model is much of its work and runs at another rate than a layer: the two timings tell them apart, and
     the rate is that of a pass of the whole model, a + b · (its layers).
@@ -102,7 +103,7 @@ def hardware_here(
     autocast = torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
     with torch.no_grad(), autocast:
         few = [_first_layers(config, min(count, layer_count(config))) for count in _TIMED_LAYERS]
-        models = {layer_count(each): _random_model(each, dtype, device) for each in few}  # one if it cannot be cut
+        models = {layer_count(each): _model_of_one_value(each, dtype, device) for each in few}  # one if it cannot be cut
         flops = {count: _flops(model, ids) for count, model in models.items()}  # warms up, too
         laps: dict[int, list[float]] = {count: [] for count in models}
         for _ in range(_ROUNDS):
@@ -140,11 +141,17 @@ def _flops(model: Any, ids: torch.Tensor) -> float:
     return float(counter.get_total_flops())
 
 
-def _random_model(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+def _model_of_one_value(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """Made on the device: drawing billions of random weights on a CPU would take longer than what is timed."""
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).to(device).eval()
+    with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device(device), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(_WEIGHT)
+    return model
 
 
 def _first_layers(config: Any, num_layers: int) -> Any:
