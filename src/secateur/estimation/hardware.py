@@ -103,7 +103,7 @@ def hardware_here(
     autocast = torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
     with torch.no_grad(), autocast:
         few = [_first_layers(config, min(count, layer_count(config))) for count in _TIMED_LAYERS]
-        models = {layer_count(each): _model_of_one_value(each, dtype, device) for each in few}  # one if it cannot be cut
+        models = {layer_count(each): _model_on(each, dtype, device) for each in few}  # one if it cannot be cut
         flops = {count: _flops(model, ids) for count, model in models.items()}  # warms up, too
         laps: dict[int, list[float]] = {count: [] for count in models}
         for _ in range(_ROUNDS):
@@ -141,7 +141,7 @@ def _flops(model: Any, ids: torch.Tensor) -> float:
     return float(counter.get_total_flops())
 
 
-def _model_of_one_value(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+def _model_on(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     """Made on the device: drawing billions of random weights on a CPU would take longer than what is timed."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
