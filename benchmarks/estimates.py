@@ -2,7 +2,8 @@
 
     python benchmarks/estimates.py run MODEL DATA     # DATA as for elder.py; writes results/estimates.json, on an idle machine
     python benchmarks/estimates.py card CONFIG TOKENIZER DATA   # on a GPU, random weights; results/estimates_gpu.json
-    python benchmarks/estimates.py tables             # rewrites the tables in docs/estimating.md from both
+    python benchmarks/estimates.py cells MODEL        # what ran on a GPU already; writes results/estimates_cells.json
+    python benchmarks/estimates.py tables             # rewrites the tables in docs/estimating.md from these
 
 Each run is `secateur.prune` in a process of its own, as with SECATEUR_RETURN_MEMORY=1, without speed and samples,
 which are not estimated. Time is that of choosing, preparing, recovering and measuring; loading and writing depend on the disk.
@@ -25,6 +26,8 @@ from cells import markdown, with_tables  # noqa: E402  (a script beside this one
 
 RESULT = HERE / "results" / "estimates.json"
 CARD_RESULT = HERE / "results" / "estimates_gpu.json"
+CELLS_RESULT = HERE / "results" / "estimates_cells.json"
+COMPARISON = HERE / "results" / "comparison_full_length"
 PAGE = HERE.parent / "docs" / "estimating.md"
 
 DROP = 8
@@ -55,6 +58,12 @@ CARD_RUNS: dict[str, dict[str, Any]] = {
     "`shortgpt`, `--recover lora`": {"method": "shortgpt", "recovery": {"recover": "lora"}, "text": CARD_TEXT},
 }  # fmt: skip
 
+CELLS = [
+    ("elder", "none"), ("elder-published", "none"), ("shortgpt", "lora"), ("shortgpt", "full"), ("shortgpt", "distill"),
+]  # fmt: skip
+"""Of the comparison at 2048 tokens: those that train, which is their peak; the choice may be another cell's."""
+TRAININGS = ("prepare", "recover")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,6 +77,7 @@ def main() -> None:
     for command in (run, card):
         command.add_argument("data", type=Path)
         command.add_argument("--only", nargs="*", help="what the table calls them")
+    commands.add_parser("cells").add_argument("model", help="whose configuration is asked")
     commands.add_parser("tables")
     options = parser.parse_args()
     if options.command == "run":
@@ -77,6 +87,8 @@ def main() -> None:
             model = Path(folder, options.config.name)
             write_random_model(options.config, options.tokenizer, model)
             measure(str(model), options.data, CARD_RUNS, CARD_RESULT, options.only, options.sheet)
+    elif options.command == "cells":
+        hold_cells(options.model)
     else:
         PAGE.write_text(made_anew(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -101,6 +113,36 @@ def measure(
         print(name, json.dumps(found[name]), flush=True)
         rows = {key: found[key] for key in runs if key in found}
         write_json(result, {"model": Path(model).resolve().name, "versions": versions(), "rows": rows})
+
+
+def hold_cells(model: str) -> None:
+    """The memory of cells of the comparison that were made on a GPU, beside what is estimated for them."""
+    from secateur.forecast import forecast
+    from secateur.methods import METHODS
+    from secateur.training.recovery import Recovery
+    from secateur.values import write_json
+
+    rows = []
+    for name, kind in CELLS:
+        (file,) = COMPARISON.glob(f"cells/*--{name}--drop{DROP}--{kind}--seed0.json")
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        asked, tokens = cell["request"]["text"], cell["tokens"]["trained_after_cut"]
+        found = forecast(
+            model,
+            method=METHODS[name](),
+            drop=DROP,
+            recovery=Recovery(recover=kind, recover_tokens=tokens or None),
+            hardware="h200",
+            precision="bf16",
+            sequence_length=asked["sequence_length"],
+            num_sequences=asked["num_sequences"],
+            batch_size=asked["batch_size"],
+        )
+        most = max(phase["memory_bytes"] for phase in found["phases"] if phase["phase"] in TRAININGS)
+        measured = cell["timings"]["peak_memory_bytes"]
+        device = cell["versions"]["device"]
+        rows.append({"method": name, "recover": kind, "estimated": most, "allocated": measured, "device": device})
+    write_json(CELLS_RESULT, {"model": Path(model).resolve().name, "rows": rows})
 
 
 def write_random_model(config: Path, tokenizer: str, out: Path) -> None:
@@ -179,6 +221,16 @@ def made_anew(page: str) -> str:
 
 def table(name: str) -> str:
     """A row a run."""
+    if name == "estimates-cells":
+        rows = json.loads(CELLS_RESULT.read_text(encoding="utf-8"))["rows"]
+        body = [
+            [
+                f"`{row['method']}`" + ("" if row["recover"] == "none" else f", `--recover {row['recover']}`"),
+                *_compared(row["estimated"] / 1e9, row["allocated"] / 1e9),
+            ]
+            for row in rows
+        ]
+        return markdown(["cell", "memory, GB: estimated", "allocated", "off by"], body)
     result = {"estimates": RESULT, "estimates-gpu": CARD_RESULT}[name]
     if not result.exists():
         return "Not measured yet."
