@@ -165,7 +165,7 @@ def test_model_in_memory_is_fine_tuned_on_windows_of_text_too(
         ({"drop": 6}, PlanError, r"cannot drop 6 of 6 layers; choose 1\.\.5"),
         ({"drop": 1.0}, PlanError, "cannot drop a share of 1"),
         ({"data": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
-        ({"tuning": quick_tuning("lora", trainer={"lr_scheduler_type": "no-such"})}, RequestError, "trainer options"),
+        ({"tuning": quick_tuning("lora", trainer={"logging_strategy": "no-such"})}, RequestError, "trainer options"),
     ],
 )
 def test_wrong_request_in_memory_is_refused(

@@ -621,7 +621,7 @@ def test_run_that_goes_on_from_the_scorings_adapters_is_resumed_to_the_same_byte
         ),
         ({"merge_adapters": True}, RequestError, "full training has no adapters to merge"),
         ({"metric": "acuracy"}, RequestError, "unknown metric 'acuracy'; choose one of auto, accuracy"),
-        ({"tuning": settings("full", trainer={"lr_scheduler_type": "no-such"})}, RequestError, "trainer options: .*no-such"),
+        ({"tuning": settings("full", trainer={"logging_strategy": "no-such"})}, RequestError, "trainer options: .*no-such"),
         ({"tuning": settings("full", max_length=3)}, DataError, "completion ' (even|odd)' has [45] tokens"),
     ],
 )  # fmt: skip

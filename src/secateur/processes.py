@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from secateur.errors import RequestError
+from secateur.signals import finishing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,7 +158,8 @@ def share_out(
 ) -> list[Result]:
     """`[compute(item) for item in items]`, of which each process computes its share; all of them get all, in order.
 
-    A process with nothing left repeats an item, so that a model that is kept in parts runs equally often in each.
+    A process with nothing left repeats an item, so that a model that is kept in parts runs equally often in each. A first signal
+    takes effect between two items: raised into compiled code, it can abort the process.
 
     Args:
         compute: its values are pickled, where there are several processes: tensors belong on the CPU.
@@ -167,7 +169,8 @@ def share_out(
     """
     own = []
     for start in range(0, len(items), _group.count):
-        own.append(compute(items[min(start + _group.rank, len(items) - 1)]))
+        with finishing("this batch"):
+            own.append(compute(items[min(start + _group.rank, len(items) - 1)]))
         if advance is not None:
             advance(sum(map(size, items[start : start + _group.count])))
     return in_order(own, len(items))

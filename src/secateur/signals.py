@@ -31,6 +31,9 @@ class Watch:
     finishing: int = 0
     """How many blocks that want to end are running, one in another."""
 
+    what: str = ""
+    """What the outermost of them is."""
+
     stopping_since: float | None = None
     """When it was stopped, by `time.monotonic`."""
 
@@ -41,7 +44,7 @@ class Watch:
         if not (first and self.finishing):
             self._stop()
             return
-        self.say("finishing this step, to go on from it later; once more stops at once")
+        self.say(f"finishing {self.what}; once more stops at once")
 
     def _stop(self) -> None:
         """Raise, but not into what still unwinds: a second exception there, in compiled code, would abort the process."""
@@ -86,12 +89,14 @@ def stop_if_asked() -> None:
 
 
 @contextmanager
-def finishing() -> Iterator[None]:
+def finishing(what: str = "this step, to go on from it later") -> Iterator[None]:
     """What runs inside ends before a first signal takes effect; or it asks `asked_to_stop` wherever it can stop."""
     watch = _watch
     if watch is None:
         yield
         return
+    if not watch.finishing:
+        watch.what = what
     watch.finishing += 1
     try:
         yield

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from secateur import processes
+from secateur import processes, signals
 from secateur.data.task import TaskSettings
 from secateur.errors import RequestError
 from secateur.processes import by_first, count, is_first, joined, share_out
@@ -28,6 +30,20 @@ def test_one_process_computes_everything_in_order_and_counts_what_is_done() -> N
     assert share_out(lambda item: 2 * item, [3, 1, 2], done.append, size=lambda item: item) == [6, 2, 4]
     assert done == [3, 1, 2]
     assert (count(), is_first()) == (1, True)
+
+
+def test_a_first_signal_takes_effect_between_two_items() -> None:
+    said, done = [], []
+
+    def compute(item: int) -> None:
+        if item == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        done.append(item)
+
+    with signals.watched(said.append), pytest.raises(KeyboardInterrupt):
+        share_out(compute, range(3))
+    assert done == [0, 1]
+    assert said == ["finishing this batch; once more stops at once"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -291,18 +292,31 @@ def test_a_model_of_as_many_layers_is_named(dense):
     expect_difference(dense, dense, "layers", "it has 6 layers, and the dense model 6: none went")
 
 
-def test_a_cache_that_forgets_is_named(dense, pruned, monkeypatch):
+def forgetting(monkeypatch, *forgetful):
     """Two layers that share one slot of the cache: right without the cache, wrong with it."""
     real = running.load_model
 
-    def load_with_one_number(*args, **kwargs):
-        model = real(*args, **kwargs)
-        model.model.layers[1].self_attn.layer_idx = 0
+    def load_with_one_number(folder, *args, **kwargs):
+        model = real(folder, *args, **kwargs)
+        if folder in forgetful:
+            model.model.layers[1].self_attn.layer_idx = 0
         return model
 
     monkeypatch.setattr(running, "load_model", load_with_one_number)
+
+
+def test_a_cache_that_forgets_is_named(dense, pruned, monkeypatch):
+    forgetting(monkeypatch, pruned)
     check = expect_difference(dense, pruned, "generation", "cached and uncached differ by")
     assert holding(check) == dict.fromkeys(ALL, True) | {"generation": False}
+
+
+def test_a_cache_that_forgets_in_the_dense_model_too_is_not_held_against_the_pruned(dense, pruned, monkeypatch):
+    forgetting(monkeypatch, dense, pruned)
+    check = check_pair(dense, pruned)
+    assert check.proven
+    assert holding(check) == dict.fromkeys(ALL, True) | {"generation": None}
+    assert re.search(r"and so they do in the dense model, by \d", check.findings[-1].words)
 
 
 def test_a_pruned_model_that_does_not_load_is_named(dense, pruned, monkeypatch):

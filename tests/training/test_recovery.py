@@ -241,7 +241,7 @@ def test_setting_that_makes_no_sense_is_refused_with_its_value(wrong: dict[str, 
 
 
 def test_what_the_trainer_refuses_is_found_before_anything_runs(windows: TokenBatches) -> None:
-    settings = Recovery(recover="lora", recover_trainer={"lr_scheduler_type": "no-such"})
+    settings = Recovery(recover="lora", recover_trainer={"logging_strategy": "no-such"})
     with pytest.raises(RequestError, match=r"trainer options: .*no-such") as caught:
         check_recovery(settings, windows)
     assert "\n" not in str(caught.value)

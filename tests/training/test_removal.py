@@ -422,7 +422,7 @@ def test_setting_that_makes_no_sense_is_refused_with_its_value(wrong: dict[str, 
 
 def test_trainer_option_of_a_wrong_value_is_refused_in_one_line(decoder: Decoder, windows: TokenBatches) -> None:
     with pytest.raises(RequestError, match="trainer options: ") as caught:
-        train(decoder, windows, steps=1, trainer={"lr_scheduler_type": "no-such"})
+        train(decoder, windows, steps=1, trainer={"logging_strategy": "no-such"})
     assert "\n" not in str(caught.value)
 
 
@@ -506,6 +506,16 @@ def test_an_optimizer_that_is_here_or_needs_the_model_is_not_refused_and_starts_
         ({"bf16": "maybe"}, "trainer: bf16 is of type bool, not 'maybe'"),
         ({"adam_epsilon": "x"}, "trainer: adam_epsilon is of type float, not 'x'"),
         ({"max_steps": True}, "trainer: max_steps is of type int, not 'True'"),
+        ({"warmup_steps": -5}, "trainer: warmup_steps is 0 or more, not -5"),
+        ({"label_smoothing_factor": 9.0}, "trainer: label_smoothing_factor is a share of 0 or more and less than 1"),
+        ({"neftune_noise_alpha": -1.0}, "trainer: neftune_noise_alpha is above 0, not -1"),
+        ({"adam_beta1": 2.0}, "trainer cannot train with adam_beta1 2.0: Invalid beta parameter"),
+        ({"optim": "adamw_torch", "adam_beta2": 2.0}, "trainer cannot train with optim adamw_torch, adam_beta2 2.0"),
+        ({"learning_rate": -1.0}, "trainer cannot train with learning_rate -1.0: Invalid learning rate"),
+        ({"lr_scheduler_type": "linnear"}, "trainer: lr_scheduler_type is one of linear, cosine, .*, not 'linnear'"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "One of min_lr or min_lr_rate should be set"),
+        ({"torch_compile_backend": "no-such"}, "trainer: torch_compile_backend is one of .*inductor.*, not 'no-such'"),
+        ({"save_total_limit": 1}, "trainer cannot set save_total_limit: the last checkpoint is kept, and the best"),
         ({"report_to": 5}, "trainer: report_to is of type list or null or str, not '5'"),
         (
             {"activation_checkpointing_kwargs": 3},

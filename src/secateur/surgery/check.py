@@ -222,11 +222,16 @@ class _Pair:
                 f"they differ by {outcome.difference:.3g} from those of the dense model with the layers bypassed, on "
                 f"{outcome.tokens} tokens; rounding explains {outcome.tolerance:.2g}",
             )
-        self._found(
-            "generation",
-            outcome.cache_gap <= outcome.tolerance,
-            f"cached and uncached differ by {outcome.cache_gap:.3g} in a logit, in {outcome.generated_tokens} tokens",
+        agrees = outcome.cache_gap <= outcome.tolerance
+        words = (
+            f"cached and uncached differ by {outcome.cache_gap:.3g} in a logit, in {outcome.generated_tokens} tokens"
         )
+        if not agrees and outcome.dense_cache_gap > outcome.tolerance:
+            self._found(
+                "generation", None, f"{words}, and so they do in the dense model, by {outcome.dense_cache_gap:.3g}"
+            )
+        else:
+            self._found("generation", agrees, words)
 
     # ---- one by one -------------------------------------------------------------------------------------------------------
 

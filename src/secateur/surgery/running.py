@@ -6,6 +6,7 @@ import gc
 import math
 import tempfile
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,9 @@ class Outcome:
 
     cache_gap: float = math.nan
     """How far below the best uncached logit a token chosen with the cache was."""
+
+    dense_cache_gap: float = math.nan
+    """The same of the dense model; looked at only where that of the pruned one is more than rounding."""
 
 
 def run_pair(
@@ -113,21 +117,30 @@ def run_pair(
         except ModelError as error:
             return Outcome(layer_by_layer=from_disk, refused=str(error))
         new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
+        prompt = input_ids[:1, : max(1, prompt_tokens // 2)]
         try:
             found = bypassed_logits(decoder, (), input_ids)
-            gap = cache_gap(decoder, input_ids[:1, : max(1, prompt_tokens // 2)], new_tokens)
+            gap = cache_gap(decoder, prompt, new_tokens)
         except Exception as error:  # of any type: it comes from the model's own code
             return Outcome(layer_by_layer=from_disk, refused=f"it is read, and does not run ({_said(error)})")
         difference = math.inf
         if expected is not None and found.shape == expected.shape:
             difference = (found - expected).abs().max().item()
+        allowed = tolerance(decoder.model.dtype, found if expected is None else expected)
+        del decoder  # the pruned model, before the other comes again
+        gc.collect()
+        dense_gap = math.nan
+        if not gap <= allowed:
+            with suppress(Exception):  # of any type: what the dense model cannot do speaks for nothing
+                dense_gap = cache_gap(opened(dense), prompt, new_tokens)
         return Outcome(
             layer_by_layer=from_disk,
             tokens=input_ids.numel(),
             difference=difference,
-            tolerance=tolerance(decoder.model.dtype, found if expected is None else expected),
+            tolerance=allowed,
             generated_tokens=new_tokens,
             cache_gap=gap,
+            dense_cache_gap=dense_gap,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -43,6 +43,21 @@ _ELSEWHERE = {
 
 _PLAIN = {bool, int, float, str, dict, list, NoneType}
 _UNIONS = (Union, UnionType)
+
+_OPTIMIZER = {
+    "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "learning_rate", "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+}  # fmt: skip
+_COUNT: tuple[Callable[[Any], bool], str] = (lambda value: value >= 0, "0 or more")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "warmup_steps": _COUNT,
+    "max_grad_norm": _COUNT,
+    "dataloader_num_workers": _COUNT,
+    "label_smoothing_factor": (lambda value: 0 <= value < 1, "a share of 0 or more and less than 1"),
+    "neftune_noise_alpha": (lambda value: value > 0, "above 0"),
+    "logging_steps": (lambda value: value > 0, "above 0"),
+}
+"""Options that the Trainer itself does not hold to anything, and what they must be."""
 
 _FULL_RATE, _LORA_RATE = 2e-5, 2e-4
 _OURS = {
@@ -272,8 +287,11 @@ def check_trainer_options(
     for name, where in {**_ELSEWHERE, **elsewhere}.items():
         if name in options:
             raise RequestError(f"trainer cannot set {name}: {where}")
+    _check_ranges(options)
     if "optim" in options:
         _check_optimizer_name(options["optim"])
+    if options.get("torch_compile_backend") is not None:
+        _check_compiler(options["torch_compile_backend"])
     if _FOR_ANOTHER_MACHINE.get():
         return
     asked = options.get("report_to") or ()
@@ -281,8 +299,7 @@ def check_trainer_options(
     missing = sorted(wanted - {"none", "all", *(get_available_reporting_integrations() if wanted else ())})
     if missing:
         raise RequestError(f"cannot report to '{missing[0]}', which is not installed here; pip install it, or say none")
-    if "optim" in options:
-        _check_optimizer({name: options[name] for name in ("optim", "optim_args") if name in options})
+    _check_optimizer({name: value for name, value in options.items() if name in _OPTIMIZER})
     _check_offload(options)
 
 
@@ -320,9 +337,27 @@ def _check_optimizer_name(name: Any) -> None:
         ) from None
 
 
+def _check_ranges(options: Mapping[str, Any]) -> None:
+    """What the Trainer takes without a word and fails of once it trains, or trains with as nobody means."""
+    for name, (holds, words) in _RANGES.items():
+        if options.get(name) is not None and not holds(options[name]):
+            raise RequestError(f"trainer: {name} is {words}, not {options[name]}")
+
+
+def _check_compiler(backend: Any) -> None:
+    from torch._dynamo import list_backends
+
+    known = list_backends(exclude_tags=None)
+    if backend not in known:
+        raise RequestError(f"trainer: torch_compile_backend is one of {', '.join(known)}, not '{backend}'")
+
+
 def _check_optimizer(named: Mapping[str, Any]) -> None:
-    """Have the Trainer look for the optimiser, which it would do when the layers are chosen."""
-    from transformers import Trainer, TrainingArguments
+    """Have the Trainer make the optimiser and the schedule, which it would do when the layers are chosen."""
+    if not named:
+        return
+    import torch
+    from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
 
     class Arguments(TrainingArguments):  # type: ignore[misc]
         """Those of the Trainer, without the devices and processes that are set up for a training."""
@@ -331,12 +366,26 @@ def _check_optimizer(named: Mapping[str, Any]) -> None:
             pass
 
     try:
-        Trainer.get_optimizer_cls_and_kwargs(Arguments(output_dir="unused", **named))
+        schedule = SchedulerType(named.get("lr_scheduler_type", "linear"))
+    except ValueError:
+        known = ", ".join(kind.value for kind in SchedulerType)
+        raise RequestError(
+            f"trainer: lr_scheduler_type is one of {known}, not '{named['lr_scheduler_type']}'"
+        ) from None
+    arguments, kind = Arguments(output_dir="unused", **named), None
+    try:
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = kind([torch.nn.Parameter(torch.zeros(2, 2))], **settings)
+        get_scheduler(schedule, optimizer, 1, 10, scheduler_specific_kwargs=arguments.lr_scheduler_kwargs or {})
     except ImportError as error:
         raise RequestError(
             f"trainer cannot use optim '{named['optim']}' here: {' '.join(str(error).split())}; or choose adamw_torch"
         ) from error
-    except Exception:  # noqa: S110  # of any type: some ask for the model, and say what is wrong once they have it
+    except (ValueError, TypeError) as error:
+        if kind is None or kind.__module__.startswith("torch."):  # others may ask for the model, and say it then
+            said = ", ".join(f"{name} {value}" for name, value in named.items())
+            raise RequestError(f"trainer cannot train with {said}: {' '.join(str(error).split())}") from error
+    except Exception:  # noqa: S110  # of any type, of an optimiser that asks for more than a weight
         pass
 
 
