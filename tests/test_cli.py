@@ -182,6 +182,8 @@ WRONG: dict[str, tuple[str, str]] = {
     "estimate MODEL": ("missing --drop", "secateur estimate --help"),
     "estimate MODEL --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
     "estimate MODEL --drop 2 --devices 0": ("--devices must be 1 or more", "not 0"),
+    "estimate MODEL --drop 2 --devices 3": ("a step of 2 rows cannot be shared by 3 processes", "a multiple of 3"),
+    "estimate MODEL --drop 2 --method sleb --recover full --devices 4": ("a step of 2 rows cannot be shared", "a multiple of 4"),
     "estimate MODEL --drop 2 --hardware h10": ("unknown hardware 'h10'", "did you mean 'h100'?"),
     "estimate MODEL --drop 2 --method slep": ("unknown method 'slep'", "did you mean 'sleb'?"),
     "estimate no/such/model --drop 2": ("no/such/model", "give a local checkpoint"),
@@ -572,6 +574,31 @@ def test_quiet_prints_results_and_nothing_on_standard_error(
     assert captured.err == ""
     assert "random would drop layers" in captured.out
     assert (here / "plan.json").is_file()
+
+
+def test_an_empty_out_is_not_the_working_directory(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", places["MODEL"], "--data", places["DATA"], "--drop=2", "--out="]) == 2
+    assert capsys.readouterr().err == "error: --out is empty; name a new directory\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "reached"),
+    [
+        ("drop: 3", "3"),
+        ("drop: 0.25", "0.25"),
+        ("drop: 25%", "25%"),
+        ("layers: [3, 7]", "3,7"),
+        ("layers: 3,7-9", "3,7-9"),
+    ],
+)
+def test_numbers_of_a_file_need_no_quotes(
+    written: str, reached: str, places: dict[str, str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run.yaml").write_text(written)
+    words = ["--data", places["DATA"], "--out=a"]
+    assert main(["prune", places["MODEL"], "--config=run.yaml", *words, "--print-config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed[written.partition(":")[0]] == reached
 
 
 @pytest.mark.usefixtures("_quick_speed")

@@ -19,6 +19,7 @@ from secateur.plan import count_to_drop
 from secateur.progress import Progress, Silent, in_one_step
 from secateur.stages import with_recovery
 from secateur.training.recovery import Recovery
+from secateur.training.settings import check_equal_shares
 
 __all__ = ["forecast"]
 
@@ -78,6 +79,11 @@ def forecast(
     }.items():  # fmt: skip
         if value < 1:
             raise RequestError(f"{name} must be 1 or more, not {value}")
+    recovery = recovery or Recovery()
+    for rows in (getattr(method, "sequences_per_step", None), getattr(method, "scoring_batch", None)):
+        check_equal_shares(rows or devices, devices)
+    if recovery.recover != "none":
+        check_equal_shares(recovery.recover_batch, devices)
     card = None if hardware == HERE else hardware_named(hardware)
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     check_window(source, config, sequence_length)
@@ -91,7 +97,7 @@ def forecast(
         TokenBatches(torch.zeros(windows, sequence_length, dtype=torch.long), batch_size, "estimated")
         for windows in (num_sequences, num_eval_sequences)
     )
-    cost = with_recovery(method.cost(num_layers, count, data), recovery or Recovery(), num_layers, count, data)
+    cost = with_recovery(method.cost(num_layers, count, data), recovery, num_layers, count, data)
     with in_one_step(progress, "running the phases without data"):
         phases = estimated_phases(config, cost, data, held_out, setting)
     if card is None:

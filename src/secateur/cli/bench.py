@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_loading, check_file, print_json, say_next
-from secateur.cli.words import parse_sizes
+from secateur.cli.words import number_or_text, parse_sizes
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -27,7 +27,9 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--new_tokens", type=int, default=32, help="tokens written after each prompt and its first token"
     )
-    parser.add_argument("--batch_sizes", type=str, default="1,4,16", help="sequences read and written at once")
+    parser.add_argument(
+        "--batch_sizes", type=number_or_text(), default="1,4,16", help="sequences read and written at once"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="turns; each measures every model at every batch size")
     parser.add_argument("--cuda_graphs", action="store_true", help="write with CUDA graphs too, besides without")
     parser.add_argument("--no_memory", action="store_true", help="leave out peak memory, which takes a process a model")

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_checkpoint, print_json, say_next
-from secateur.cli.words import parse_layers
+from secateur.cli.words import number_or_text, parse_layers
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -22,7 +22,9 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="DENSE", help="local directory or hub id of the dense model")
     parser.add_argument("pruned", metavar="PRUNED", help="the same of the pruned one")
     parser.add_argument(
-        "--layers", type=str, help="which layers went (3,7,20-27); found by comparing the files if not given"
+        "--layers",
+        type=number_or_text(),
+        help="which layers went (3,7,20-27); found by comparing the files if not given",
     )
     parser.add_argument("--files_only", action="store_true", help="compare the files, and run nothing")
     parser.add_argument(

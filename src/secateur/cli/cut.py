@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_checkpoint, add_format, add_out, converter_of, print_json
-from secateur.cli.words import parse_layers
+from secateur.cli.words import number_or_text, parse_layers
 from secateur.errors import RequestError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _SHARD = "5GB"
 def add_options(parser: ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("model", metavar="CHECKPOINT", help="local directory, hub id or GGUF file")
-    parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
+    parser.add_argument("--layers", type=number_or_text(), help="which layers go: numbers and ranges (3,7,20-27)")
     parser.add_argument("--plan", type=str, help="a plan.json written by secateur")
     parser.add_argument("--max_shard_size", type=str, default=_SHARD, help="size of a file of weights at most")
     parser.add_argument("--dry_run", action="store_true", help="say what would be written, and write nothing")

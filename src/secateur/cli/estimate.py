@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_checkpoint, add_method, add_recovery, method_of, print_json, recovery_of, say_next
-from secateur.cli.words import carried_over, parse_amount
+from secateur.cli.words import carried_over, number_or_text, parse_amount
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -19,7 +19,9 @@ USAGE = "MODEL --drop N [--method NAME] [--recover KIND] [--hardware NAME] [--de
 def add_options(parser: ArgumentParser) -> None:
     """The options of this command."""
     parser.add_argument("model", metavar="MODEL", help="hub id or local directory; config.json is enough")
-    parser.add_argument("--drop", type=str, required=True, help="how many layers go: a count (8) or a share (25%)")
+    parser.add_argument(
+        "--drop", type=number_or_text(), required=True, help="how many layers go: a count (8) or a share (25%)"
+    )
     parser.add_argument("--sequence_length", type=int, default=256, help="tokens per window")
     parser.add_argument("--num_sequences", type=int, default=128, help="calibration windows")
     parser.add_argument("--num_eval_sequences", type=int, default=64, help="windows to measure perplexity on")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from secateur.cli.words import parse_amount, parse_increase, parse_layers, parse_memory, parse_ratio
+from secateur.cli.words import number_or_text, parse_amount, parse_increase, parse_layers, parse_memory, parse_ratio
 from secateur.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
@@ -127,16 +127,16 @@ def add_seed(parser: ArgumentParser, of: str = "everything random") -> None:
 
 def add_target(parser: ArgumentParser, *, budgets: bool = False) -> None:
     """How much goes; budgets are for commands that can search for it."""
-    parser.add_argument("--drop", type=str, help="how many layers go: a count (8) or a share (25%)")
-    parser.add_argument("--target_params", type=str, help="parameters to be left: a share (75%)")
-    parser.add_argument("--layers", type=str, help="which layers go: numbers and ranges (3,7,20-27)")
+    parser.add_argument("--drop", type=number_or_text(), help="how many layers go: a count (8) or a share (25%)")
+    parser.add_argument("--target_params", type=number_or_text(), help="parameters to be left: a share (75%)")
+    parser.add_argument("--layers", type=number_or_text(), help="which layers go: numbers and ranges (3,7,20-27)")
     if budgets:
         parser.add_argument(
-            "--max_ppl_increase", type=str,
+            "--max_ppl_increase", type=number_or_text(),
             help="as many layers go as this rise of the perplexity allows: a share (10%), measured with the layers bypassed",
         )  # fmt: skip
         parser.add_argument(
-            "--target_speedup", type=str,
+            "--target_speedup", type=number_or_text(),
             help="as few layers go as this speed takes: a ratio (1.3), measured here, of prefill and decoding the smaller",
         )  # fmt: skip
 

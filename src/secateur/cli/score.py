@@ -18,7 +18,7 @@ from secateur.cli.options import (
     say_next,
     text_of,
 )
-from secateur.cli.words import carried_over, is_typed, parse_amount
+from secateur.cli.words import carried_over, is_typed, number_or_text, parse_amount
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -36,7 +36,9 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
     add_settings(parser, TextSettings)
     add_method(parser, default="elder")
-    parser.add_argument("--drop", type=str, default="25%", help="how many layers to choose: a count or a share")
+    parser.add_argument(
+        "--drop", type=number_or_text(), default="25%", help="how many layers to choose: a count or a share"
+    )
     parser.add_argument("--out", type=str, help="write the plan to this JSON file")
     add_loading(parser)
     add_placement(parser)

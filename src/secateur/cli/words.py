@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from secateur.depth import MOST_LAYERS
 from secateur.errors import RequestError
@@ -19,6 +19,7 @@ __all__ = [
     "check_settings_files",
     "explained",
     "is_typed",
+    "number_or_text",
     "one_line",
     "parse_amount",
     "parse_increase",
@@ -195,6 +196,23 @@ def _with_nearest(found: re.Match[str]) -> str:
 
     near = difflib.get_close_matches(found[2], found[1].split(", "), n=1)
     return f"{found[0]}; did you mean {near[0]}?" if near else found[0]
+
+
+class NumberOrText(str):
+    """What is a word on the command line, and may be a number or a list of numbers in a file: `3`, `25%`, `[3, 7]`."""
+
+    __slots__ = ()
+
+    def __new__(cls, value: Any) -> NumberOrText:
+        return super().__new__(cls, ",".join(map(str, value)) if isinstance(value, list) else value)
+
+
+def number_or_text() -> type[NumberOrText]:
+    """The type, for an option of a parser."""
+    from jsonargparse.typing import register_type
+
+    register_type(NumberOrText, serializer=str, deserializer=NumberOrText, fail_already_registered=False)
+    return NumberOrText
 
 
 def parse_amount(text: str, option: str) -> int | float:

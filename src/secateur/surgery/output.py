@@ -26,6 +26,8 @@ def check_output(out: str | Path, *, overwrite: bool = False, marker: str = "con
     Raises:
         OutputError: if something is there already, or its parent cannot be written to.
     """
+    if not str(out):
+        raise OutputError("--out is empty; name a new directory")
     target = Path(out).expanduser().absolute()
     try:
         _check_target(target, out, overwrite, marker)

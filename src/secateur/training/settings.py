@@ -22,6 +22,7 @@ __all__ = [
     "RESUME",
     "FineTuning",
     "RemovalTraining",
+    "check_equal_shares",
     "check_trainer_options",
     "for_another_machine",
     "options_as_named_here",
@@ -408,9 +409,18 @@ def rows_at_once(batch: int, micro_batch: int) -> int:
     Raises:
         RequestError: if their shares cannot be equal.
     """
-    if batch % count():
-        raise RequestError(
-            f"a step of {batch} rows cannot be shared by {count()} processes; choose a multiple of {count()} for the rows of a "
-            "step (batch_size, sequences_per_step, recover_batch, scoring_batch), or fewer processes"
-        )
+    check_equal_shares(batch, count())
     return math.gcd(batch // count(), micro_batch)
+
+
+def check_equal_shares(batch: int, processes: int) -> None:
+    """Hold the rows of an optimiser step to what several processes can share.
+
+    Raises:
+        RequestError: if their shares cannot be equal.
+    """
+    if batch % processes:
+        raise RequestError(
+            f"a step of {batch} rows cannot be shared by {processes} processes; choose a multiple of {processes} for the rows of "
+            "a step (batch_size, sequences_per_step, recover_batch, scoring_batch), or fewer processes"
+        )
