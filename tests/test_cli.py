@@ -71,6 +71,8 @@ def one_line(captured: Any) -> str:
 # words after MODEL, DATA and OUT are filled in → what the line must name, what to do
 WRONG: dict[str, tuple[str, str]] = {
     "prnue MODEL": ("unknown command 'prnue'", "did you mean 'prune'"),
+    "--hlep": ("unknown option '--hlep'", "did you mean '--help'?"),
+    "--quiet prune MODEL": ("unknown option '--quiet'", "name the command before its options"),
     "xyz": ("unknown command 'xyz'", "choose one of demo, score, prune, tune, cut, check, carry, push, eval, bench, compare"),
     "prune": ("missing MODEL, --data, --out", "see secateur prune --help"),
     "prune MODEL --data DATA --drop 2": ("missing --out", "--help"),

@@ -61,6 +61,9 @@ COMMANDS = (
 _TOGETHER, _APART = ("score", "prune", "tune", "eval"), ("compare",)
 """Commands that several processes do together, and those where each does a part of its own."""
 
+_OPTIONS_ALONE = ("--help", "--version", "--debug")
+"""Those that stand before a command, or without one."""
+
 _OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
 _METHOD = re.compile(r"(?<!\S)--method[= ](\S+)")
 
@@ -135,9 +138,12 @@ def _run(words: list[str]) -> int:
         print(f"secateur {version('secateur')}")
         return 0
     if words[0] not in COMMANDS:
-        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(COMMANDS)}"
-        raise RequestError(f"unknown command '{words[0]}'; {hint}")
+        option = words[0].startswith("-")
+        what, known = ("option", _OPTIONS_ALONE) if option else ("command", tuple(COMMANDS))
+        near = difflib.get_close_matches(words[0], known, n=1)
+        others = "name the command before its options" if option else f"choose one of {', '.join(known)}"
+        hint = f"did you mean '{near[0]}'?" if near else others
+        raise RequestError(f"unknown {what} '{words[0]}'; {hint}")
     if os.environ.get("SECATEUR_RETURN_MEMORY") == "1":
         from secateur.allocator import return_freed_memory
 
