@@ -138,12 +138,7 @@ def _run(words: list[str]) -> int:
         print(f"secateur {version('secateur')}")
         return 0
     if words[0] not in COMMANDS:
-        option = words[0].startswith("-")
-        what, known = ("option", _OPTIONS_ALONE) if option else ("command", tuple(COMMANDS))
-        near = difflib.get_close_matches(words[0], known, n=1)
-        others = "name the command before its options" if option else f"choose one of {', '.join(known)}"
-        hint = f"did you mean '{near[0]}'?" if near else others
-        raise RequestError(f"unknown {what} '{words[0]}'; {hint}")
+        raise _unknown(words[0])
     if os.environ.get("SECATEUR_RETURN_MEMORY") == "1":
         from secateur.allocator import return_freed_memory
 
@@ -176,6 +171,15 @@ def _for_its_machine(hardware: str | None) -> AbstractContextManager[None]:
     from secateur.training.settings import for_another_machine
 
     return for_another_machine()
+
+
+def _unknown(word: str) -> RequestError:
+    """What is said of a first word that is no command."""
+    option = word.startswith("-")
+    what, known = ("option", _OPTIONS_ALONE) if option else ("command", tuple(COMMANDS))
+    near = difflib.get_close_matches(word, known, n=1)
+    choice = "name the command before its options" if option else f"choose one of {', '.join(known)}"
+    return RequestError(f"unknown {what} '{word}'; " + (f"did you mean '{near[0]}'?" if near else choice))
 
 
 def _do(words: list[str], values: Any) -> None:
