@@ -127,8 +127,6 @@ def _failed(error: BaseException, debug: bool) -> int:
 
 
 def _run(words: list[str]) -> int:
-    import difflib
-
     if words[0] == "--help":
         print(_overview())
         return 0
@@ -175,6 +173,8 @@ def _for_its_machine(hardware: str | None) -> AbstractContextManager[None]:
 
 def _unknown(word: str) -> RequestError:
     """What is said of a first word that is no command."""
+    import difflib
+
     option = word.startswith("-")
     what, known = ("option", _OPTIONS_ALONE) if option else ("command", tuple(COMMANDS))
     near = difflib.get_close_matches(word, known, n=1)
