@@ -117,6 +117,7 @@ def measure(
 
 def hold_cells(model: str) -> None:
     """The memory of cells of the comparison that were made on a GPU, beside what is estimated for them."""
+    from secateur.estimation.estimate import PROCESS_BYTES
     from secateur.forecast import forecast
     from secateur.methods import METHODS
     from secateur.training.recovery import Recovery
@@ -138,7 +139,7 @@ def hold_cells(model: str) -> None:
             num_sequences=asked["num_sequences"],
             batch_size=asked["batch_size"],
         )
-        most = max(phase["memory_bytes"] for phase in found["phases"] if phase["phase"] in TRAININGS)
+        most = max(phase["memory_bytes"] for phase in found["phases"] if phase["phase"] in TRAININGS) - PROCESS_BYTES
         measured = cell["timings"]["peak_memory_bytes"]
         device = cell["versions"]["device"]
         rows.append({"method": name, "recover": kind, "estimated": most, "allocated": measured, "device": device})
@@ -251,7 +252,7 @@ def table(name: str) -> str:
 
 
 def _compared(estimated: float, measured: float) -> list[str]:
-    return [f"{estimated:.3g}", f"{measured:.3g}", f"{100 * (estimated / measured - 1):+.0f} %"]
+    return [f"{estimated:.3g}", f"{measured:.3g}", f"{round(100 * (estimated / measured - 1)) + 0:+d} %"]
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def test_what_was_damaged_is_done_again(
     owner: Any, name: str, call: int, damaged: str, steps: int,
 ) -> None:  # fmt: skip
     """A byte that a disk has turned over: the run begins the phase anew instead of going on from it."""
-    out = tmp_path / "out"
+    expected, out = undisturbed("elder"), tmp_path / "out"
     with pytest.MonkeyPatch.context() as monkeypatch:
         stop(monkeypatch, owner, name, call)
         with pytest.raises(KeyboardInterrupt):
@@ -207,7 +207,7 @@ def test_what_was_damaged_is_done_again(
     file.write_bytes(content)
     with pytest.MonkeyPatch.context() as monkeypatch:
         trained = count_steps(monkeypatch)
-        same(run(tiny_checkpoint, text, out, "elder", resume=True), undisturbed("elder"))
+        same(run(tiny_checkpoint, text, out, "elder", resume=True), expected)
     assert trained == [steps]
 
 

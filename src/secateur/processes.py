@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "agreed",
+    "all_here",
     "apart",
     "by_first",
     "count",
@@ -47,7 +48,9 @@ _PATIENCE = timedelta(hours=3)
 """How long a process waits for the others: what the first does alone takes minutes to hours, and the launcher ends them all
 once one has died."""
 
-_LAUNCHERS_WORDS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+_LAUNCHERS_WORDS = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_FSDP",
+)  # fmt: skip
 
 
 @dataclass
@@ -118,7 +121,8 @@ def _refuse_unsupported(kind: str) -> None:
             raise RequestError("accelerate's configuration asks for FSDP 1; say fsdp_version: 2")
         if kind in ("MULTI_CPU", "NO"):
             raise RequestError(
-                "accelerate shards weights (FSDP) on GPUs only; on CPUs leave FSDP out of its configuration"
+                "accelerate shards weights (FSDP) on GPUs only, in processes of accelerate launch; on CPUs leave FSDP out of its "
+                "configuration"
             )
     if _says("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
         raise RequestError(
@@ -133,7 +137,7 @@ def _says(name: str) -> bool:
 @contextmanager
 def apart() -> Iterator[None]:
     """The processes of the launcher as strangers, each with a device of its own, for work that they divide in another way."""
-    if not launched():
+    if not launched() and not _says("ACCELERATE_USE_FSDP"):
         yield
         return
     import torch
@@ -199,6 +203,11 @@ def summed_(tensor: Tensor) -> Tensor:
 
         distributed.all_reduce(tensor)
     return tensor
+
+
+def all_here() -> None:
+    """Wait until every process has come to this call."""
+    in_order([None], _group.count)
 
 
 # ---- agreeing -------------------------------------------------------------------------------------------------------------

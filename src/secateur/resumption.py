@@ -283,7 +283,7 @@ def _result_with_weights(folder: Path) -> dict[str, Any] | None:
         about = read_sealed(folder / _RESULT)
         if sha256(folder / _WEIGHTS) == about["sha256"]:
             return dict(about["result"])
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         pass
     logger.warning("what is in %s is damaged; that is done again", folder)
     shutil.rmtree(folder)

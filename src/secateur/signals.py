@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-__all__ = ["asked_to_stop", "finishing", "stop_if_asked", "watched"]
+__all__ = ["asked_to_stop", "finishing", "watched"]
 
 
 _UNWINDING = 1.0
@@ -78,7 +78,7 @@ def asked_to_stop() -> bool:
     return _watch is not None and _watch.number is not None
 
 
-def stop_if_asked() -> None:
+def _stop_if_asked() -> None:
     """Stop, now that the step has ended.
 
     Raises:
@@ -103,4 +103,4 @@ def finishing(what: str = "this step, to go on from it later") -> Iterator[None]
     finally:
         watch.finishing -= 1
     if not watch.finishing:
-        stop_if_asked()
+        _stop_if_asked()

@@ -316,7 +316,18 @@ def test_a_cache_that_forgets_in_the_dense_model_too_is_not_held_against_the_pru
     check = check_pair(dense, pruned)
     assert check.proven
     assert holding(check) == dict.fromkeys(ALL, True) | {"generation": None}
-    assert re.search(r"and so they do in the dense model, by \d", check.findings[-1].words)
+    assert re.search(r"; in the dense model by \d.*, so that it is not the cut", check.findings[-1].words)
+
+
+def test_a_cache_that_forgets_more_than_the_dense_models_is_named(dense, pruned, monkeypatch):
+    forgetting(monkeypatch, dense, pruned)
+    real = running.cache_gap
+    gaps = iter([10.0, 0.01])  # of the pruned model, and of the dense one
+    monkeypatch.setattr(running, "cache_gap", lambda *args: real(*args) and next(gaps))
+    check = expect_difference(
+        dense, pruned, "generation", "differ by 10 in a logit, in 24 tokens; in the dense model by 0.01"
+    )
+    assert holding(check) == dict.fromkeys(ALL, True) | {"generation": False}
 
 
 def test_a_pruned_model_that_does_not_load_is_named(dense, pruned, monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainingArguments, integrations
+from transformers import Trainer, TrainingArguments, integrations
 
 from secateur.data import TokenBatches
 from secateur.decoder import Activations, Decoder
@@ -496,8 +496,24 @@ def test_for_another_machine_names_are_checked_and_what_this_one_lacks_is_not(mo
 
 
 def test_an_optimizer_that_is_here_or_needs_the_model_is_not_refused_and_starts_nothing() -> None:
-    for trainer in ({"optim": "sgd"}, {"optim": "adafactor"}, {"optim": "rmsprop", "optim_args": "alpha=0.9"}):
+    for trainer in (
+        {"optim": "sgd"},
+        {"optim": "adafactor"},
+        {"optim": "rmsprop", "optim_args": "alpha=0.9"},
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": '{"num_cycles": 0.3}'},
+    ):
         assert RemovalTraining(trainer=trainer).trainer == trainer
+
+
+def test_an_optimizer_that_asks_for_the_model_is_left_to_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LOMO, whose package is not here: the Trainer fails before there is a class."""
+
+    def asks(_: Any, model: Any = None) -> Any:
+        assert model is None
+        raise ValueError("You need to pass a `model`")
+
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(asks))
+    assert RemovalTraining(trainer={"optim": "lomo"}).trainer == {"optim": "lomo"}
 
 
 @pytest.mark.parametrize(
@@ -515,6 +531,8 @@ def test_an_optimizer_that_is_here_or_needs_the_model_is_not_refused_and_starts_
         ({"lr_scheduler_type": "linnear"}, "trainer: lr_scheduler_type is one of linear, cosine, .*, not 'linnear'"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "One of min_lr or min_lr_rate should be set"),
         ({"torch_compile_backend": "no-such"}, "trainer: torch_compile_backend is one of .*inductor.*, not 'no-such'"),
+        ({"weight_decay": -1.0}, "trainer: weight_decay is 0 or more, not -1"),
+        ({"load_best_model_at_end": False}, "trainer cannot set load_best_model_at_end: the best epoch is taken"),
         ({"save_total_limit": 1}, "trainer cannot set save_total_limit: the last checkpoint is kept, and the best"),
         ({"report_to": 5}, "trainer: report_to is of type list or null or str, not '5'"),
         (

@@ -204,7 +204,10 @@ class NumberOrText(str):
     __slots__ = ()
 
     def __new__(cls, value: Any) -> NumberOrText:
-        return super().__new__(cls, ",".join(map(str, value)) if isinstance(value, list) else value)
+        words = value if isinstance(value, list) else [value]
+        if any(isinstance(word, (list, dict)) for word in words):
+            raise ValueError(f"a number, a word, or a list of them, not {value}")
+        return super().__new__(cls, ",".join(map(str, words)))
 
 
 def number_or_text() -> type[NumberOrText]:

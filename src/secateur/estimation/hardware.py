@@ -28,7 +28,7 @@ _EFFICIENCY = 0.4
 
 _TIMED_LAYERS = (2, 4)
 _ROUNDS = 5
-_WEIGHT = 0.01
+_WEIGHT = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def hardware_named(name: str) -> Hardware:
 def hardware_here(
     config: Any, *, sequences: int, tokens: int, dtype: torch.dtype, precision: torch.dtype | None = None
 ) -> Hardware:
-    """This machine, timed on forward passes of the model's first two and four layers, whose weights are all one value.
+    """This machine, timed on forward passes of the model's first two and four layers, with random weights.
 
     The head of a small model is much of its work and runs at another rate than a layer: the two timings tell them apart, and
     the rate is that of a pass of the whole model, a + b · (its layers).
@@ -142,15 +142,16 @@ def _flops(model: Any, ids: torch.Tensor) -> float:
 
 
 def _model_on(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """Made on the device: drawing billions of random weights on a CPU would take longer than what is timed."""
+    """Made on the device, each weight drawn once: initialising billions of them on a CPU would take longer than what is timed."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device(device), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    random = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
-            weight.fill_(_WEIGHT)
+            weight.uniform_(-_WEIGHT, _WEIGHT, generator=random)
     return model
 
 

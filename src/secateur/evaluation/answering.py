@@ -12,6 +12,7 @@ import torch
 from secateur.errors import RequestError
 from secateur.processes import in_order, own_share
 from secateur.progress import Progress
+from secateur.signals import finishing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,7 +73,8 @@ def answering(
             return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
         def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
-            logits = super()._model_call(inps, attn_mask, labels)
+            with finishing("this batch"):
+                logits = super()._model_call(inps, attn_mask, labels)
             self._count(len(inps))
             return logits
 

@@ -31,6 +31,7 @@ from secateur.methods.base import Cost, Method, Run, Step, measuring
 from secateur.plan import LayerScores, PruningPlan
 from secateur.processes import in_order, own_share
 from secateur.settings import check_above_zero, check_at_least
+from secateur.signals import finishing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -253,7 +254,8 @@ def _representations(decoder: Decoder, data: TokenBatches, run: Run) -> list[Ten
     try:
         with measuring(decoder, run):
             for input_ids in own_share(list(data)):
-                decoder.logits(input_ids)
+                with finishing("this batch"):
+                    decoder.logits(input_ids)
     finally:
         see.remove()
     return seen

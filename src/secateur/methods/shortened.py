@@ -35,6 +35,7 @@ from secateur.methods.sleb import removal_losses
 from secateur.plan import LayerScores, PruningPlan
 from secateur.processes import count, own_share, summed_
 from secateur.settings import check_above_zero, check_at_least
+from secateur.signals import finishing
 
 if TYPE_CHECKING:
     from secateur.data import TokenBatches
@@ -136,11 +137,14 @@ def _taylor_terms(decoder: Decoder, data: TokenBatches, run: Run) -> list[float]
         _gradients_of_layers(decoder),
     ):
         for input_ids in own_share(list(data)):
-            with run.autocast(decoder):
-                loss = next_token_loss(decoder.logits(input_ids), input_ids)
-            if not math.isfinite(loss.item()):
-                raise RunError(f"the loss is {loss.item()}, so it has no gradient; try fp32 precision or other text")
-            (loss * (len(input_ids) / data.num_sequences)).backward()  # type: ignore[no-untyped-call]
+            with finishing("this batch"):
+                with run.autocast(decoder):
+                    loss = next_token_loss(decoder.logits(input_ids), input_ids)
+                if not math.isfinite(loss.item()):
+                    raise RunError(
+                        f"the loss is {loss.item()}, so it has no gradient; try fp32 precision or other text"
+                    )
+                (loss * (len(input_ids) / data.num_sequences)).backward()  # type: ignore[no-untyped-call]
             advance(1)
         for weight in decoder.layers.parameters() if count() > 1 else ():
             # A process that had no batch has no gradient, and must give one all the same.

@@ -28,6 +28,7 @@ from secateur.errors import RunError, UnsupportedModelError
 from secateur.processes import own_share, summed_
 from secateur.progress import Progress, Silent
 from secateur.settings import AbsorbForm
+from secateur.signals import finishing
 
 __all__ = ["absorb_", "runs"]
 
@@ -118,9 +119,10 @@ def absorb_(
             fit, held_out = _Sums.of(target, form), _Sums.of(target, form)  # the second is to choose α on
             to_fit = len(batches) - (len(batches) // 8 if alpha is None else 0)
             for number in own:
-                wanted, _ = dense.after(number, last, ())
-                stream, features = student.after(number, first - 1, dropped, target, form)
-                (fit if number < to_fit else held_out).add(features, wanted, stream)
+                with finishing("this batch"):
+                    wanted, _ = dense.after(number, last, ())
+                    stream, features = student.after(number, first - 1, dropped, target, form)
+                    (fit if number < to_fit else held_out).add(features, wanted, stream)
                 advance(1)
             dense.settle()
             student.settle()

@@ -8,6 +8,7 @@ does not fit into memory keeps its layers on the disk, and each is read when it 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ __all__ = ["Check", "Finding", "check_pair"]
 
 _SAYS_NOTHING = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 """Fields of a configuration that may differ: who wrote it, and what the tensors themselves say."""
+
+
+_ALIKE = 4
+"""A gap of the cut model's cache that is so many times the dense model's or less is the family's."""
 
 
 @dataclass(frozen=True)
@@ -226,12 +231,13 @@ class _Pair:
         words = (
             f"cached and uncached differ by {outcome.cache_gap:.3g} in a logit, in {outcome.generated_tokens} tokens"
         )
-        if not agrees and outcome.dense_cache_gap > outcome.tolerance:
-            self._found(
-                "generation", None, f"{words}, and so they do in the dense model, by {outcome.dense_cache_gap:.3g}"
-            )
-        else:
-            self._found("generation", agrees, words)
+        of_dense = outcome.dense_cache_gap
+        if not agrees:
+            words += f"; in the dense model by {of_dense:.3g}" if not math.isnan(of_dense) else ""
+        shared = not agrees and of_dense > outcome.tolerance and outcome.cache_gap <= _ALIKE * of_dense
+        self._found(
+            "generation", None if shared else agrees, f"{words}, so that it is not the cut" if shared else words
+        )
 
     # ---- one by one -------------------------------------------------------------------------------------------------------
 

@@ -23,8 +23,8 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-from secateur.disk import flush, full_disk_named, sha256
-from secateur.processes import agreed, by_first
+from secateur.disk import flush, flush_entry, full_disk_named, sha256
+from secateur.processes import agreed, all_here, by_first
 from secateur.signals import asked_to_stop, finishing
 from secateur.surgery.weights import load_weights_, save_weights
 from secateur.values import read_sealed, write_sealed
@@ -169,7 +169,8 @@ class _Checkpoints(TrainerCallback):  # type: ignore[misc]
             "loss_since": self.trainer._tr_loss.item(),
             **self.trainer.remembered(),
         }
-        by_first(lambda: _mark(folder, state, about))  # once all have written their part
+        all_here()  # all have written their part
+        by_first(lambda: _mark(folder, state, about))
         self.since = time.monotonic()
         self.took = self.since - self.saving
         if agreed(asked_to_stop()):
@@ -182,6 +183,8 @@ def _mark(folder: Path, state: TrainerState, about: dict[str, Any]) -> None:
     (folder / _MARK).unlink(missing_ok=True)  # of a damaged one that this one replaces
     files = {file.relative_to(folder).as_posix(): sha256(file) for file in folder.rglob("*") if file.is_file()}
     write_sealed(folder / _MARK, {**about, _FILES: files})
+    flush_entry(folder)
+    flush_entry(folder.parent)
     for other in folder.parent.glob("checkpoint-*"):
         if other not in (folder, _best_beside(folder, state)):
             (other / _MARK).unlink(missing_ok=True)  # first, as half of it is none
@@ -198,8 +201,10 @@ def last_checkpoint(folder: Path) -> tuple[Path, TrainerState, dict[str, Any]] |
             state = TrainerState.load_from_json(str(found / "trainer_state.json"))
             if (best := _best_beside(found, state)) is not None:
                 _whole(best)
-        except (OSError, ValueError):
-            logger.info("%s was not written to its end, or is damaged; it is not used", found)
+        except FileNotFoundError:
+            logger.info("%s was not written to its end; it is not used", found)
+        except (OSError, ValueError) as error:
+            logger.warning("%s; the checkpoint is not used", error)
         else:
             return found, state, kept
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ _ELSEWHERE = {
     "push_to_hub": "that is --push-to-hub, when all is proven",
     "hub_token": "log in by hf auth login, or set HF_TOKEN",
     "seed": "that is --seed",
+    "load_best_model_at_end": "the best epoch is taken wherever there is something to choose it by",
     "save_total_limit": "the last checkpoint is kept, and the best, until the run has ended",
     "fsdp": "that is for accelerate's config, see docs/scaling.md",
     "parallelism_config": "that is for accelerate's config, see docs/scaling.md",
@@ -46,14 +48,15 @@ _PLAIN = {bool, int, float, str, dict, list, NoneType}
 _UNIONS = (Union, UnionType)
 
 _OPTIMIZER = {
-    "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "learning_rate", "lr_scheduler_type",
+    "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "learning_rate", "lr_scheduler_type",
     "lr_scheduler_kwargs",
 }  # fmt: skip
-_COUNT: tuple[Callable[[Any], bool], str] = (lambda value: value >= 0, "0 or more")
+_NOT_NEGATIVE: tuple[Callable[[Any], bool], str] = (lambda value: value >= 0, "0 or more")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "warmup_steps": _COUNT,
-    "max_grad_norm": _COUNT,
-    "dataloader_num_workers": _COUNT,
+    "warmup_steps": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "max_grad_norm": _NOT_NEGATIVE,
+    "dataloader_num_workers": _NOT_NEGATIVE,
     "label_smoothing_factor": (lambda value: 0 <= value < 1, "a share of 0 or more and less than 1"),
     "neftune_noise_alpha": (lambda value: value > 0, "above 0"),
     "logging_steps": (lambda value: value > 0, "above 0"),
@@ -291,10 +294,10 @@ def check_trainer_options(
     _check_ranges(options)
     if "optim" in options:
         _check_optimizer_name(options["optim"])
-    if options.get("torch_compile_backend") is not None:
-        _check_compiler(options["torch_compile_backend"])
     if _FOR_ANOTHER_MACHINE.get():
         return
+    if options.get("torch_compile_backend") is not None:
+        _check_compiler(options["torch_compile_backend"])
     asked = options.get("report_to") or ()
     wanted = {asked} if isinstance(asked, str) else set(asked)
     missing = sorted(wanted - {"none", "all", *(get_available_reporting_integrations() if wanted else ())})
@@ -377,13 +380,15 @@ def _check_optimizer(named: Mapping[str, Any]) -> None:
     try:
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
         optimizer = kind([torch.nn.Parameter(torch.zeros(2, 2))], **settings)
-        get_scheduler(schedule, optimizer, 1, 10, scheduler_specific_kwargs=arguments.lr_scheduler_kwargs or {})
+        more = arguments.lr_scheduler_kwargs or {}
+        more = json.loads(more) if isinstance(more, str) else more
+        get_scheduler(schedule, optimizer, 1, 10, scheduler_specific_kwargs=more)
     except ImportError as error:
         raise RequestError(
             f"trainer cannot use optim '{named['optim']}' here: {' '.join(str(error).split())}; or choose adamw_torch"
         ) from error
     except (ValueError, TypeError) as error:
-        if kind is None or kind.__module__.startswith("torch."):  # others may ask for the model, and say it then
+        if kind is not None and kind.__module__.startswith("torch."):  # others may ask for the model, and say it then
             said = ", ".join(f"{name} {value}" for name, value in named.items())
             raise RequestError(f"trainer cannot train with {said}: {' '.join(str(error).split())}") from error
     except Exception:  # noqa: S110  # of any type, of an optimiser that asks for more than a weight
