@@ -215,9 +215,9 @@ def consistent(plan: PruningPlan, change: Any) -> PruningPlan:
     tensors = load_file(path)
     change(tensors, words)
     save_file(tensors, path, metadata=words)
-    from secateur.plan import _sha256
+    from secateur.disk import sha256
 
-    return replace(plan, masks=replace(plan.masks, sha256=_sha256(path)))
+    return replace(plan, masks=replace(plan.masks, sha256=sha256(path)))
 
 
 def drop_a_mask(tensors: Any, _: Any) -> None:

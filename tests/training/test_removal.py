@@ -17,7 +17,8 @@ from secateur.decoder import Activations, Decoder
 from secateur.errors import RequestError, TrainingDivergedError
 from secateur.training.recovery import Recovery
 from secateur.training.removal import RemovalTraining, identity_penalty, removal_arguments, train_towards_removal_
-from secateur.training.settings import FineTuning, for_another_machine, options_as_named_here
+from secateur.training.settings import FineTuning
+from secateur.training.trainer_options import for_another_machine, options_as_named_here
 from tiny_families import build
 
 GONE = [1, 4]

@@ -166,7 +166,7 @@ def _for_its_machine(hardware: str | None) -> AbstractContextManager[None]:
     """What a command is told is for this machine, or, as `estimate` can be asked for, for another one."""
     if hardware in (None, "here"):
         return nullcontext()
-    from secateur.training.settings import for_another_machine
+    from secateur.training.trainer_options import for_another_machine
 
     return for_another_machine()
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from secateur.errors import RequestError
 from secateur.settings import check_above_zero, check_at_least, check_choices, check_divides
 from secateur.step import Step
-from secateur.training.settings import RemovalTraining, check_trainer_options
+from secateur.training.settings import RemovalTraining
+from secateur.training.trainer_options import check_trainer_options
 
 if TYPE_CHECKING:
     import torch

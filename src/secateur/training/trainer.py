@@ -13,7 +13,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from secateur.errors import RequestError
 from secateur.processes import count, summed_
-from secateur.training.settings import options_as_named_here, rows_at_once
+from secateur.training.settings import rows_at_once
+from secateur.training.trainer_options import options_as_named_here
 
 __all__ = ["Advance", "given_back", "mean_of_processes", "training_arguments"]
 
