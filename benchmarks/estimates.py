@@ -223,15 +223,7 @@ def made_anew(page: str) -> str:
 def table(name: str) -> str:
     """A row a run."""
     if name == "estimates-cells":
-        rows = json.loads(CELLS_RESULT.read_text(encoding="utf-8"))["rows"]
-        body = [
-            [
-                f"`{row['method']}`" + ("" if row["recover"] == "none" else f", `--recover {row['recover']}`"),
-                *_compared(row["estimated"] / 1e9, row["allocated"] / 1e9),
-            ]
-            for row in rows
-        ]
-        return markdown(["cell", "memory, GB: estimated", "allocated", "off by"], body)
+        return cells_table()
     result = {"estimates": RESULT, "estimates-gpu": CARD_RESULT}[name]
     if not result.exists():
         return "Not measured yet."
@@ -251,8 +243,21 @@ def table(name: str) -> str:
     return markdown(head, body)
 
 
+def cells_table() -> str:
+    """A row a cell."""
+    rows = json.loads(CELLS_RESULT.read_text(encoding="utf-8"))["rows"]
+    body = [
+        [
+            f"`{row['method']}`" + ("" if row["recover"] == "none" else f", `--recover {row['recover']}`"),
+            *_compared(row["estimated"] / 1e9, row["allocated"] / 1e9),
+        ]
+        for row in rows
+    ]
+    return markdown(["cell", "memory, GB: estimated", "allocated", "off by"], body)
+
+
 def _compared(estimated: float, measured: float) -> list[str]:
-    return [f"{estimated:.3g}", f"{measured:.3g}", f"{round(100 * (estimated / measured - 1)) + 0:+d} %"]
+    return [f"{estimated:.3g}", f"{measured:.3g}", f"{round(100 * (estimated / measured - 1)):+d} %"]
 
 
 if __name__ == "__main__":

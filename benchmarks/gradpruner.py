@@ -406,8 +406,10 @@ def _tested(row: dict[str, Any] | None, dense: dict[str, Any] | None) -> str:
     """A score, and its difference to the dense model's on the same items, with the interval of the items' differences."""
     if row is None or dense is None or row is dense:
         return "–" if row is None else f"{row['test']:.3f}"
+    from secateur.evaluation.intervals import Z, influence, standard_error
+
     differences = [100 * (one - other) for one, other in zip(row["outcomes"], dense["outcomes"], strict=True)]
-    margin = 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
+    margin = Z * standard_error(influence(differences, [1] * len(differences)))
     return f"{row['test']:.3f} ({statistics.mean(differences):+.1f} ± {margin:.1f})"
 
 

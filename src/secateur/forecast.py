@@ -80,10 +80,8 @@ def forecast(
         if value < 1:
             raise RequestError(f"{name} must be 1 or more, not {value}")
     recovery = recovery or Recovery()
-    for rows in (getattr(method, "sequences_per_step", None), getattr(method, "scoring_batch", None)):
-        check_equal_shares(rows or devices, devices)
-    if recovery.recover != "none":
-        check_equal_shares(recovery.recover_batch, devices)
+    for rows in _rows_of_steps(method, recovery):
+        check_equal_shares(rows, devices)
     card = None if hardware == HERE else hardware_named(hardware)
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     check_window(source, config, sequence_length)
@@ -120,6 +118,12 @@ def forecast(
         "seconds": sum(phase.seconds_on(card, devices) for phase in phases),
         "phases": [_described(phase, card, setting) for phase in phases],
     }
+
+
+def _rows_of_steps(method: Method, recovery: Recovery) -> list[int]:
+    """Of the optimiser steps that a run may take."""
+    found = [getattr(method, name) for name in ("sequences_per_step", "scoring_batch") if hasattr(method, name)]
+    return [*found, recovery.recover_batch] if recovery.recover != "none" else found
 
 
 def _precision(precision: str, card: Hardware | None) -> torch.dtype | None:

@@ -97,7 +97,7 @@ def joined() -> Iterator[None]:
     Raises:
         RequestError: if they are to share weights in a way that is not supported here.
     """
-    if not launched() and not _says("ACCELERATE_USE_FSDP"):
+    if not _started_by_a_launcher():
         yield
         return
     import torch
@@ -130,6 +130,11 @@ def _refuse_unsupported(kind: str) -> None:
         )
 
 
+def _started_by_a_launcher() -> bool:
+    """Whether the launcher's words are to be followed: it started several processes, or one that is to use FSDP."""
+    return launched() or _says("ACCELERATE_USE_FSDP")
+
+
 def _says(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("true", "1")
 
@@ -137,7 +142,7 @@ def _says(name: str) -> bool:
 @contextmanager
 def apart() -> Iterator[None]:
     """The processes of the launcher as strangers, each with a device of its own, for work that they divide in another way."""
-    if not launched() and not _says("ACCELERATE_USE_FSDP"):
+    if not _started_by_a_launcher():
         yield
         return
     import torch

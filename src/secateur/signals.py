@@ -78,19 +78,16 @@ def asked_to_stop() -> bool:
     return _watch is not None and _watch.number is not None
 
 
-def _stop_if_asked() -> None:
-    """Stop, now that the step has ended.
-
-    Raises:
-        KeyboardInterrupt: if a signal has waited for it.
-    """
-    if asked_to_stop():
-        raise KeyboardInterrupt
-
-
 @contextmanager
 def finishing(what: str = "this step, to go on from it later") -> Iterator[None]:
-    """What runs inside ends before a first signal takes effect; or it asks `asked_to_stop` wherever it can stop."""
+    """What runs inside ends before a first signal takes effect; or it asks `asked_to_stop` wherever it can stop.
+
+    Args:
+        what: how a signal that has to wait is answered: finishing WHAT.
+
+    Raises:
+        KeyboardInterrupt: at the end of the outermost block, if a signal has waited for it.
+    """
     watch = _watch
     if watch is None:
         yield
@@ -102,5 +99,5 @@ def finishing(what: str = "this step, to go on from it later") -> Iterator[None]
         yield
     finally:
         watch.finishing -= 1
-    if not watch.finishing:
-        _stop_if_asked()
+    if not watch.finishing and asked_to_stop():
+        raise KeyboardInterrupt

@@ -65,11 +65,12 @@ def read_sealed(path: str | Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        if _digest(json.dumps(found[_VALUES])) == found[_SEAL]:
-            return dict(found[_VALUES])
+        values, seal = dict(found[_VALUES]), found[_SEAL]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged") from error
-    raise ValueError(f"{path} is damaged")
+    if _digest(json.dumps(values)) != seal:
+        raise ValueError(f"{path} is damaged")
+    return values
 
 
 def _digest(text: str) -> str:

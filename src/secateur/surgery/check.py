@@ -33,7 +33,6 @@ __all__ = ["Check", "Finding", "check_pair"]
 _SAYS_NOTHING = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 """Fields of a configuration that may differ: who wrote it, and what the tensors themselves say."""
 
-
 _ALIKE = 4
 """A gap of the cut model's cache that is so many times the dense model's or less is the family's."""
 
@@ -227,17 +226,18 @@ class _Pair:
                 f"they differ by {outcome.difference:.3g} from those of the dense model with the layers bypassed, on "
                 f"{outcome.tokens} tokens; rounding explains {outcome.tolerance:.2g}",
             )
-        agrees = outcome.cache_gap <= outcome.tolerance
-        words = (
-            f"cached and uncached differ by {outcome.cache_gap:.3g} in a logit, in {outcome.generated_tokens} tokens"
-        )
-        of_dense = outcome.dense_cache_gap
-        if not agrees:
-            words += f"; in the dense model by {of_dense:.3g}" if not math.isnan(of_dense) else ""
-        shared = not agrees and of_dense > outcome.tolerance and outcome.cache_gap <= _ALIKE * of_dense
-        self._found(
-            "generation", None if shared else agrees, f"{words}, so that it is not the cut" if shared else words
-        )
+        self._judge_generation(outcome)
+
+    def _judge_generation(self, outcome: Outcome) -> None:
+        """A cache that forgets as much in the dense model, which is asked only where there is a gap, is the family's."""
+        gap, of_dense = outcome.cache_gap, outcome.dense_cache_gap
+        holds: bool | None = gap <= outcome.tolerance
+        words = f"cached and uncached differ by {gap:.3g} in a logit, in {outcome.generated_tokens} tokens"
+        if not math.isnan(of_dense):
+            words += f"; in the dense model by {of_dense:.3g}"
+        if not holds and of_dense > outcome.tolerance and gap <= _ALIKE * of_dense:
+            holds, words = None, f"{words}, so that it is not the cut"
+        self._found("generation", holds, words)
 
     # ---- one by one -------------------------------------------------------------------------------------------------------
 

@@ -185,8 +185,9 @@ def _mark(folder: Path, state: TrainerState, about: dict[str, Any]) -> None:
     write_sealed(folder / _MARK, {**about, _FILES: files})
     flush_entry(folder)
     flush_entry(folder.parent)
+    kept = {folder, _best_beside(folder, state)}
     for other in folder.parent.glob("checkpoint-*"):
-        if other not in (folder, _best_beside(folder, state)):
+        if other not in kept:
             (other / _MARK).unlink(missing_ok=True)  # first, as half of it is none
             shutil.rmtree(other, ignore_errors=True)
 
