@@ -152,7 +152,7 @@ def stop(name: str, patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(name, handed_over)
     patch.setattr("secateur.surgery.gguf_files.cut_gguf", handed_over)
-    patch.setattr(cli, "_parser", parser_of)
+    patch.setattr(cli, "_parser", lambda command, _: parser_of(command))
     patch.setattr("secateur.loading.local_checkpoint", lambda source, **_: Path(source))
     patch.setattr(logging, "basicConfig", lambda **_: None)
 

@@ -56,12 +56,11 @@ def base(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
 
 
-@functools.cache
-def _parser(command: str) -> object:
+original = functools.cache(cli._parser)
+
+
+def _parser(command: str, _: object) -> object:
     return original(command)
-
-
-original = cli._parser
 
 
 @pytest.mark.parametrize(("command", "words", "value"), CASES, ids=[f"{case[0]} {case[1][-1]}" for case in CASES])

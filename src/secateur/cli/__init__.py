@@ -10,12 +10,11 @@ import atexit
 import gc
 import logging
 import os
-import re
 import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -35,7 +34,7 @@ from secateur.report.record import redacted_text
 from secateur.signals import watched
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["main"]
 
@@ -63,14 +62,6 @@ _TOGETHER, _APART = ("score", "prune", "tune", "eval"), ("compare",)
 
 _OPTIONS_ALONE = ("--help", "--version", "--debug")
 """Those that stand before a command, or without one."""
-
-_OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
-_METHOD = re.compile(r"(?<!\S)--method[= ](\S+)")
-
-_MORE_HELP = (
-    "--method NAME --help lists the settings of that method as well, such as --elder.learning-rate; "
-    "--method all --help those of all."
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,11 +132,10 @@ def _run(words: list[str]) -> int:
         from secateur.allocator import return_freed_memory
 
         return_freed_memory()
-    parser = _parser(words[0])
-    methods = _methods_of(parser)
+    parser = _parser(words[0], words[1:])
+    methods = parser.methods
     files, others = without_files([with_underscores(word, methods) for word in words[1:]])
     plain = [*(f"--config={file}" for file in files), *others]  # what is typed counts, wherever a file stands
-    parser.unexplained = _unexplained(methods, plain)
     check_settings_files(files, methods)
     try:
         parsed = parser.parse_args(plain)
@@ -234,26 +224,10 @@ def _overview() -> str:
     return "\n".join([*lines, "", "  --version, --debug (show the traceback of an error)"])
 
 
-def _parser(command: str) -> Any:
-    """The options of one command."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
+def _parser(command: str, words: Sequence[str] | None = None) -> Parser:
+    """The options of one command, explained as far as these words ask for that; all if None."""
+    from secateur.cli.parser import EVERYTHING, Parser
 
-    class Parser(ArgumentParser):
-        """Names of options are Python names inside, and are shown with dashes."""
-
-        unexplained: Collection[str] = ()
-        """Methods whose settings the help leaves out."""
-
-        def format_help(self, formatter: Any = None) -> str:
-            groups = self._action_groups
-            self._action_groups = [group for group in groups if not _is_of(group, self.unexplained)]
-            self.epilog = _MORE_HELP if self.unexplained else None
-            try:
-                return _OPTION.sub(lambda found: found[0].replace("_", "-"), super().format_help(formatter))
-            finally:
-                self._action_groups = groups
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     module = _module(command)
     parser = Parser(
         prog=f"secateur {command}",
@@ -261,6 +235,7 @@ def _parser(command: str) -> Any:
         description=module.SUMMARY,
         exit_on_error=False,
     )
+    parser.words = EVERYTHING if words is None else words
     parser.add_argument("--config", action="config", help="read options from a YAML file; --print-config writes one")
     module.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -269,31 +244,6 @@ def _parser(command: str) -> Any:
     )
     parser.add_argument("--verbose", action="store_true", help="say more on standard error")
     return parser
-
-
-def _methods_of(parser: ArgumentParser) -> Collection[str]:
-    """The methods that a command takes."""
-    if not any(action.dest == "method" for action in parser._actions):
-        return ()
-    from secateur.methods import METHODS
-
-    return METHODS
-
-
-def _unexplained(methods: Collection[str], words: Sequence[str]) -> Collection[str]:
-    """The methods whose settings the help leaves out: there are hundreds of lines, and a run has one method."""
-    named = _METHOD.findall(" ".join(words))[-1:]
-    if methods and named and named != ["all"] and {"--help", "-h"} & set(words):
-        from secateur.methods import method_named
-
-        method_named(named[0])  # says which is meant, where there is none
-    return () if named == ["all"] else [method for method in methods if method not in named]
-
-
-def _is_of(group: Any, methods: Collection[str]) -> bool:
-    """Whether a group of options holds settings of these methods alone."""
-    found = {action.dest.partition(".")[0].replace("_", "-") for action in group._group_actions}
-    return bool(found) and found <= set(methods)
 
 
 def _module(command: str) -> Any:

@@ -8,7 +8,7 @@ from secateur.cli.options import add_loading, check_file, print_json, say_next
 from secateur.cli.words import number_or_text, parse_sizes
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -16,7 +16,7 @@ SUMMARY = "measure what pruning buys: speed, memory and size of models side by s
 USAGE = "DENSE PRUNED [PRUNED ...] [OPTIONS]"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     parser.add_argument("model", metavar="DENSE", help="hub id or local directory of the dense model")
     parser.add_argument(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.cli.options import add_out, print_json
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -16,7 +16,7 @@ SUMMARY = "carry a LoRA adapter of the dense model over to the pruned one"
 USAGE = "ADAPTER --plan FILE --out DIR [OPTIONS]"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     parser.add_argument("adapter", metavar="ADAPTER", help="directory of a LoRA adapter, as peft saves it")
     parser.add_argument("--plan", type=str, required=True, help="the plan.json of the pruned model (in its secateur/)")

@@ -9,7 +9,7 @@ from secateur.cli.options import add_checkpoint, print_json, say_next
 from secateur.cli.words import number_or_text, parse_layers
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -17,7 +17,7 @@ SUMMARY = "prove that a checkpoint is another one without some layers, whoever m
 USAGE = "DENSE PRUNED [OPTIONS]"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     parser.add_argument("model", metavar="DENSE", help="local directory or hub id of the dense model")
     parser.add_argument("pruned", metavar="PRUNED", help="the same of the pruned one")

@@ -8,7 +8,7 @@ from secateur.cli.options import print_json, say_next
 from secateur.errors import RequestError, RunError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -16,7 +16,7 @@ SUMMARY = "compare methods, numbers of layers and recoveries on one protocol: ta
 USAGE = "CONFIG.yaml --out DIR [OPTIONS] | --tables DIR"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     parser.add_argument("comparison", nargs="?", metavar="CONFIG.yaml", help="what to compare; see docs/comparing.md")
     parser.add_argument("--out", type=str, help="folder of the results; what is done there already is not done again")

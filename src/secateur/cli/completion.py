@@ -12,7 +12,7 @@ from secateur.cli.options import print_json
 from secateur.errors import RequestError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -27,7 +27,7 @@ _WHERE = {
 """Shell → where its script goes."""
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     parser.add_argument("shell", metavar="SHELL", choices=tuple(_WHERE), help=f"one of {', '.join(_WHERE)}")
 

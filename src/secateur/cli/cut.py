@@ -11,8 +11,7 @@ from secateur.cli.words import number_or_text, parse_layers
 from secateur.errors import RequestError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
+    from secateur.cli.parser import Parser
     from secateur.plan import PruningPlan
     from secateur.surgery.files import CutReport
 
@@ -24,7 +23,7 @@ USAGE = "CHECKPOINT --out DIR|FILE.gguf (--layers LIST | --plan FILE) [OPTIONS]"
 _SHARD = "5GB"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     parser.add_argument("model", metavar="CHECKPOINT", help="local directory, hub id or GGUF file")
     parser.add_argument("--layers", type=number_or_text(), help="which layers go: numbers and ranges (3,7,20-27)")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.cli.options import add_out, add_resume, add_seed, print_pruned, resume_of
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -15,7 +15,7 @@ SUMMARY = "the whole thing on a sample model, in minutes, offline after the firs
 USAGE = "[--out DIR] [OPTIONS]"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     add_out(parser, default="secateur-demo")
     add_resume(parser)

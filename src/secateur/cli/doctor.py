@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.cli.options import print_json, say_next
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -16,7 +16,7 @@ SUMMARY = "what this machine has for a run, and what is missing for which featur
 USAGE = "[OPTIONS]"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     parser.add_argument("--no_network", action="store_true", help="do not ask whether the hub answers")
 

@@ -8,7 +8,7 @@ from secateur.cli.options import add_checkpoint, add_method, add_recovery, metho
 from secateur.cli.words import carried_over, number_or_text, parse_amount
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -16,7 +16,7 @@ SUMMARY = "what prune would take: memory and time of each phase, from the config
 USAGE = "MODEL --drop N [--method NAME] [--recover KIND] [--hardware NAME] [--devices N] [OPTIONS]"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     parser.add_argument("model", metavar="MODEL", help="hub id or local directory; config.json is enough")
     parser.add_argument(

@@ -8,7 +8,7 @@ from secateur.cli.options import add_loading, add_placement, add_seed, placement
 from secateur.cli.words import parse_names
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -22,7 +22,7 @@ _AS_THEY_ARE = (
 """Options that `evaluate` takes by these names."""
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     parser.add_argument("models", nargs="+", metavar="MODEL", help="hub id or local directory")
     parser.add_argument("--data", type=str, help="text to measure perplexity on: a data SPEC, see prune --help")

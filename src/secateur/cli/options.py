@@ -13,7 +13,7 @@ from secateur.cli.words import number_or_text, parse_amount, parse_increase, par
 from secateur.errors import OutputError, RequestError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = [
     "add_checkpoint",
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 
-def add_checkpoint(parser: ArgumentParser) -> None:
+def add_checkpoint(parser: Parser) -> None:
     """Where a model comes from, beside its name."""
     parser.add_argument("--revision", type=str, help="branch, tag or commit of a hub id")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
@@ -55,7 +55,7 @@ def add_checkpoint(parser: ArgumentParser) -> None:
     )
 
 
-def add_loading(parser: ArgumentParser) -> None:
+def add_loading(parser: Parser) -> None:
     """How a model is loaded."""
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the weights"
@@ -63,7 +63,7 @@ def add_loading(parser: ArgumentParser) -> None:
     add_checkpoint(parser)
 
 
-def add_placement(parser: ArgumentParser) -> None:
+def add_placement(parser: Parser) -> None:
     """Where a model goes that is larger than one device."""
     parser.add_argument(
         "--device_map", choices=["auto"], help="auto: fill all GPUs, then the CPU's memory, then the disk (one process)"
@@ -94,10 +94,11 @@ def placement_of(options: dict[str, Any]) -> Any:
     return Placement(max_memory=most, offload_folder=options["offload_folder"])
 
 
-def add_method(parser: ArgumentParser, *, default: str) -> None:
+def add_method(parser: Parser, *, default: str) -> None:
     """The method, the settings of each, and what surrounds its work; `add_text` or a task stands before it."""
     from secateur.methods import METHODS
 
+    parser.methods = METHODS
     for name, method in METHODS.items():
         add_settings(parser, method, name, explained=f"settings of {name} ({method.paper})")
     parser.add_argument("--method", type=str, default=default, help=f"one of {', '.join(METHODS)}")
@@ -108,16 +109,16 @@ def add_method(parser: ArgumentParser, *, default: str) -> None:
     )  # fmt: skip
 
 
-def add_settings(parser: ArgumentParser, of: type, group: str | None = None, *, explained: str | None = None) -> None:
+def add_settings(parser: Parser, of: type, group: str | None = None, *, explained: str | None = None) -> None:
     """The fields of a dataclass of settings as options, with what it says of each, in a group of their own if that has a name.
 
     Types that are written as text are read here: to read them itself the parser would import what type checkers import, torch.
     """
     of.__init__.__annotations__.update(get_type_hints(of))  # type: ignore[misc]
-    parser.add_class_arguments(of, group, help=explained)
+    parser.add_settings(of, group, explained)
 
 
-def add_seed(parser: ArgumentParser, of: str = "everything random") -> None:
+def add_seed(parser: Parser, of: str = "everything random") -> None:
     """The seed; numpy takes none below 0 and none of more than 32 bits."""
     from jsonargparse.typing import restricted_number_type
 
@@ -125,7 +126,7 @@ def add_seed(parser: ArgumentParser, of: str = "everything random") -> None:
     parser.add_argument("--seed", type=seed, default=0, help=f"seed of {of}")
 
 
-def add_target(parser: ArgumentParser, *, budgets: bool = False) -> None:
+def add_target(parser: Parser, *, budgets: bool = False) -> None:
     """How much goes; budgets are for commands that can search for it."""
     parser.add_argument("--drop", type=number_or_text(), help="how many layers go: a count (8) or a share (25%)")
     parser.add_argument("--target_params", type=number_or_text(), help="parameters to be left: a share (75%)")
@@ -141,22 +142,20 @@ def add_target(parser: ArgumentParser, *, budgets: bool = False) -> None:
         )  # fmt: skip
 
 
-def add_recovery(parser: ArgumentParser) -> None:
+def add_recovery(parser: Parser) -> None:
     """Training after the cut."""
     from secateur.training.recovery import Recovery
 
     add_settings(parser, Recovery)
 
 
-def add_out(
-    parser: ArgumentParser, *, what: str = "directory of the new checkpoint", default: str | None = None
-) -> None:
+def add_out(parser: Parser, *, what: str = "directory of the new checkpoint", default: str | None = None) -> None:
     """The new directory."""
     parser.add_argument("--out", type=str, required=default is None, default=default, help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there, if it is a checkpoint")
 
 
-def add_push(parser: ArgumentParser) -> None:
+def add_push(parser: Parser) -> None:
     """Uploading what was made."""
     parser.add_argument(
         "--push_to_hub", type=str, metavar="REPO_ID",
@@ -193,7 +192,7 @@ def push_finished(folder: Path, upload: Any, progress: Any) -> None:
         progress.note(f"pushed to {by_first(lambda: push(folder, upload))}")
 
 
-def add_resume(parser: ArgumentParser) -> None:
+def add_resume(parser: Parser) -> None:
     """Going on with a run that was interrupted, and what is kept for that."""
     parser.add_argument("--resume", action="store_true", help="go on with the run to --out that was interrupted")
     parser.add_argument(
@@ -214,7 +213,7 @@ def resume_of(options: dict[str, Any]) -> dict[str, Any]:
     return {"resume": options["resume"], "checkpoint_minutes": minutes}
 
 
-def add_format(parser: ArgumentParser) -> None:
+def add_format(parser: Parser) -> None:
     """A GGUF file as well."""
     parser.add_argument(
         "--format", choices=["checkpoint", "gguf"], default="checkpoint",

@@ -27,7 +27,7 @@ from secateur.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -38,7 +38,7 @@ USAGE = (
 )
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     from secateur.request import TextSettings
 

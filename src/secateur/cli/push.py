@@ -9,7 +9,7 @@ from secateur.cli.options import print_json
 from secateur.errors import RequestError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -17,7 +17,7 @@ SUMMARY = "upload a finished checkpoint to the Hugging Face hub, with its card, 
 USAGE = "CHECKPOINT REPO_ID [--private] [--revision BRANCH] [OPTIONS]"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     parser.add_argument("model", metavar="CHECKPOINT", help="directory that prune, tune or cut made")
     parser.add_argument("repo_id", metavar="REPO_ID", help="owner/name on the hub; it is made if it is not there")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.cli.options import check_file, print_json
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -17,7 +17,7 @@ SUMMARY = "one page of a run, or of several beside each other, that opens in any
 USAGE = "RUN [RUN …] [OPTIONS]"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     parser.add_argument("runs", metavar="RUN", nargs="+", help="directories that prune or tune made")
     parser.add_argument("--out", type=str, default="report.html", help="the page")

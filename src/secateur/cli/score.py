@@ -21,7 +21,7 @@ from secateur.cli.options import (
 from secateur.cli.words import carried_over, is_typed, number_or_text, parse_amount
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -29,7 +29,7 @@ SUMMARY = "decide only: a score for each layer, and which would go"
 USAGE = "MODEL --data SPEC [--method NAME] [--drop N] [OPTIONS]"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     from secateur.request import TextSettings
 

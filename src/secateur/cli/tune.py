@@ -23,7 +23,7 @@ from secateur.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
@@ -31,7 +31,7 @@ SUMMARY = "fine-tune on a task, pruned on the way: score, merge, cut, fine-tune,
 USAGE = "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST) [--train full|lora] [OPTIONS]"
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this command."""
     from secateur.data.task import TaskSettings
     from secateur.training.settings import FineTuning

@@ -12,7 +12,7 @@ from secateur.depth import MOST_LAYERS
 from secateur.errors import RequestError
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from secateur.cli.parser import Parser
 
 __all__ = [
     "carried_over",
@@ -136,7 +136,7 @@ def refuse_settings_of_others(words: Sequence[str], method: str | None) -> None:
             )
 
 
-def explained(error: Exception, parser: ArgumentParser, command: str) -> str:
+def explained(error: Exception, parser: Parser, command: str) -> str:
     """What the parser has to say, with the names as they are typed and the nearest option where one is unknown."""
     import difflib
 

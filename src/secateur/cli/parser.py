@@ -1,0 +1,73 @@
+"""The parser of a command: options with dashes, and help on what is asked for alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+__all__ = ["EVERYTHING", "Parser"]
+
+EVERYTHING = ("--help", "--method=all")
+"""The words that ask for help on all options."""
+
+_OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
+_METHOD = re.compile(r"(?<!\S)--method[= ](\S+)")
+
+_MORE_HELP = (
+    "--method NAME --help lists the settings of that method as well, such as --elder.learning-rate; "
+    "--method all --help those of all."
+)
+
+
+class Parser(ArgumentParser):
+    """Names of options are Python names inside, and are shown with dashes."""
+
+    words: Sequence[str] = EVERYTHING
+    """What was typed: docstrings are read of the options that it asks for help on, since that takes a third of a second."""
+
+    methods: Collection[str] = ()
+    """The methods that the command takes."""
+
+    @property
+    def unexplained(self) -> Collection[str]:
+        """The methods whose settings the help leaves out: there are hundreds of lines, and a run has one method.
+
+        Raises:
+            RequestError: if help is asked for on a method that is none; it says which is meant.
+        """
+        named = _METHOD.findall(" ".join(self.words))[-1:]
+        if named == ["all"]:
+            return ()
+        if named and self.methods and self._asks_for_help():
+            from secateur.methods import method_named
+
+            method_named(named[0])
+        return [method for method in self.methods if method not in named]
+
+    def add_settings(self, of: type, group: str | None, explained: str | None) -> None:
+        """The fields of a dataclass as options, with what its docstrings say where help on them is asked for."""
+        wanted = self._asks_for_help() and group not in self.unexplained
+        set_parsing_settings(docstring_parse_attribute_docstrings=wanted)
+        self.add_class_arguments(of, group, help=explained)
+
+    def format_help(self, formatter: Any = None) -> str:
+        """The help, without the groups that are left out."""
+        unexplained, groups = self.unexplained, self._action_groups
+        self._action_groups = [group for group in groups if not _is_of(group, unexplained)]
+        self.epilog = _MORE_HELP if unexplained else None
+        try:
+            return _OPTION.sub(lambda found: found[0].replace("_", "-"), super().format_help(formatter))
+        finally:
+            self._action_groups = groups
+
+    def _asks_for_help(self) -> bool:
+        return not {"--help", "-h"}.isdisjoint(self.words)
+
+
+def _is_of(group: Any, methods: Collection[str]) -> bool:
+    """Whether a group of options holds settings of these methods alone."""
+    found = {action.dest.partition(".")[0].replace("_", "-") for action in group._group_actions}
+    return bool(found) and found <= set(methods)
