@@ -34,6 +34,11 @@ class Block:
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
+    @property
+    def is_shell(self) -> bool:
+        """Whether it has commands."""
+        return self.language in ("bash", "console")
+
     def commands(self) -> list[list[str]]:
         """The words of each command of a shell block; of a `console` block those behind a `$`, what they print is left out."""
         lines = self.text.replace("\\\n", " ").splitlines()

@@ -1,11 +1,10 @@
-"""Every fenced block of the pages is run, or taken as far as it goes without a model, or listed here with a reason."""
+"""Every fenced block of the pages is run, on a tiny model where it names one, or is listed with the reason why it is not."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import importlib.util
-import json
 import logging
 import pkgutil
 import re
@@ -18,7 +17,8 @@ import pytest
 
 import secateur
 from documents import PAGES, ROOT, Block, anchors_of, blocks_of, code_in, links_of, prose_of, tables_of
-from secateur import METHODS, PruningPlan, cli
+from page_commands import READ_ONLY, ROWS, prepare, run, why_read_only
+from secateur import METHODS, cli
 from secateur.compare.config import read_comparison
 from secateur.data.text import HUB_TEXTS, PYTHON_DOCS
 from tiny_models import ascii_tokenizer, tiny_llama
@@ -41,35 +41,18 @@ NOT_RUN = {
 PYTHON_ELSEWHERE = {"docs/training-scripts.md": "tests/test_training_scripts.py runs each block, with its result"}
 
 HANDED_OVER = 77
-"""Exit code of a command that has read all its options and hands over to what would load a model."""
+"""Exit code of a command of `READ_ONLY` that has read all its options and hands over to what would load a model."""
 
 HANDS_OVER_TO = {
-    "bench": "secateur.benchmark.bench",
-    "carry": "secateur.surgery.adapters.carry_adapter",
-    "check": "secateur.surgery.check.check_pair",
-    "compare": "secateur.compare.run.Workbench",
-    "cut": "secateur.surgery.files.cut_checkpoint",
+    "cut": "secateur.surgery.gguf_files.cut_gguf",
     "demo": "secateur.demo.demo",
-    "doctor": "secateur.doctor.examine",
     "estimate": "secateur.forecast.forecast",
     "eval": "secateur.assessment.evaluate",
     "prune": "secateur.pipeline.prune",
-    "report": "secateur.report.page.load_run",
-    "score": "secateur.pipeline.score",
-    "tune": "secateur.tuning.tune",
 }
 
 BEFORE_THE_PARSER = {"--debug", "--version"}
 """Options that `secateur` takes by itself."""
-
-PLAN = json.dumps(PruningPlan(num_layers=30, order=(12, 25)).as_json())
-FILES = {
-    "plan.json": PLAN,
-    "smaller/secateur/plan.json": PLAN,
-    "task.jsonl": "".join(json.dumps({"prompt": f"say {n}:", "completion": f" {n}{n}"}) + "\n" for n in range(40)),
-    "convert_hf_to_gguf.py": "",
-}
-"""What a page may name and a reader would have by then."""
 
 parser_of = functools.cache(cli._parser)
 
@@ -91,9 +74,9 @@ def reader(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """The folder of someone who follows a page: the clone's folders, and the stand-in where `secateur demo` leaves its model."""
     for name in ("benchmarks", "configs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "secateur-demo").symlink_to(stand_in)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("secateur.stages._memory_line", lambda *_: "")  # a forecast of seconds, with tests of its own
+    monkeypatch.setattr("secateur.data.text.load_hub", lambda *_, **__: [row["text"] for row in ROWS])
     monkeypatch.setenv("MODEL", "secateur-demo")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     return tmp_path
@@ -102,17 +85,14 @@ def reader(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [*filter(blocks_of, PAGES)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_of_a_page_runs_or_is_taken_as_far_as_it_goes(
-    page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path, reader: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, names = page.read_text(encoding="utf-8"), {"__name__": "__main__"}
-    for name, content in FILES.items():
-        if name in text:
-            (reader / name).parent.mkdir(parents=True, exist_ok=True)
-            (reader / name).write_text(content, encoding="utf-8")
+    prepare(blocks_of(page), reader, stand_in)
     for block in blocks_of(page):
         if block.language == "python" and str(page.relative_to(ROOT)) not in PYTHON_ELSEWHERE:
             exec(compile("\n" * (block.line - 1) + block.text, page, "exec"), names)  # noqa: S102  our own page
-        elif block.language in ("bash", "console"):
+        elif block.is_shell:
             for words in block.commands():
                 with monkeypatch.context() as patch:
                     take(words, block, patch, capsys)
@@ -127,7 +107,9 @@ def take(words: list[str], block: Block, patch: pytest.MonkeyPatch, capsys: pyte
         words = words[1:]
     if words[0] in ("torchrun", "accelerate"):
         words = words[words.index("-m") + 1 :]
-    if words[0] == "secateur":
+    if words[0] == "secateur" and why_read_only(words) is None:
+        assert run(words) == 0, f"{block}: {capsys.readouterr().err}"
+    elif words[0] == "secateur":
         stop(HANDS_OVER_TO[words[1]], patch)
         assert cli.main(words[1:]) == HANDED_OVER, f"{block}: {capsys.readouterr().err}"
     elif words[0] == "python" and words[1].startswith("benchmarks/"):
@@ -151,7 +133,6 @@ def stop(name: str, patch: pytest.MonkeyPatch) -> None:
         raise SystemExit(HANDED_OVER)
 
     patch.setattr(name, handed_over)
-    patch.setattr("secateur.surgery.gguf_files.cut_gguf", handed_over)
     patch.setattr(cli, "_parser", lambda command, _: parser_of(command))
     patch.setattr("secateur.loading.local_checkpoint", lambda source, **_: Path(source))
     patch.setattr(logging, "basicConfig", lambda **_: None)
@@ -205,10 +186,12 @@ def test_commands_stand_in_blocks_that_are_tested() -> None:
 
 
 def test_every_reason_for_not_running_is_needed() -> None:
-    shell = [block for page in PAGES for block in blocks_of(page) if block.language in ("bash", "console")]
+    shell = [block for page in PAGES for block in blocks_of(page) if block.is_shell]
     commands = [" ".join(words) for block in shell for words in block.commands()]
     for start in NOT_RUN:
         assert any(command.startswith(start) for command in commands), start
+    for part in READ_ONLY:
+        assert any(why_read_only([command]) == part for command in commands if command.startswith("secateur")), part
     for page in PYTHON_ELSEWHERE:
         assert any(block.language == "python" for block in blocks_of(ROOT / page)), page
 
