@@ -26,13 +26,13 @@ READ_ONLY = {
 }
 """What is in a command that is only read, by its parser → why, and which test has the rest."""
 
-_TEXT = ("--num-sequences", "4", "--sequence-length", "32")
+_TEXT = ("--num-sequences", "2", "--sequence-length", "32")
 _SHORT: dict[str, Sequence[str]] = {
     "score": _TEXT,
-    "prune": (*_TEXT, "--num-eval-sequences", "4"),
+    "prune": (*_TEXT, "--num-eval-sequences", "2"),
     "eval": _TEXT,
     "bench": ("--prompt-tokens", "8", "--new-tokens", "4", "--repeats", "3", "--no-memory"),
-    "tune": ("--num-train", "24", "--num-validation", "4", "--num-test", "4", "--max-length", "64"),
+    "tune": ("--num-train", "12", "--num-validation", "4", "--num-test", "4", "--max-length", "64"),
 }
 """Command → what makes it short."""
 
@@ -116,10 +116,10 @@ def run(words: Sequence[str]) -> int:
     for flag, name in pairwise(words):
         if flag == "--out" and Path(name).is_dir():
             shutil.rmtree(name)  # of the command before; a reader follows one of the two
-    typed, short = " ".join(words), _SHORT.get(words[1], ())
-    if "--recover " in typed:
+    asked, short = " ".join(words) + _settings_of(words), _SHORT.get(words[1], ())
+    if re.search("--recover |recover:", asked):
         short = (*short, "--recover-tokens", "128")
-    if words[1] == "prune" and (learnt := _LEARNT.search(typed + _settings_of(words))):
+    if words[1] == "prune" and (learnt := _LEARNT.search(asked)):
         short = (*short, f"--{learnt[1]}.steps", "2")
     return cli.main([*words[1:], *short])
 

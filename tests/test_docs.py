@@ -21,6 +21,7 @@ from page_commands import READ_ONLY, ROWS, prepare, run, why_read_only
 from secateur import METHODS, cli
 from secateur.compare.config import read_comparison
 from secateur.data.text import HUB_TEXTS, PYTHON_DOCS
+from secateur.evaluation.generation import generations
 from tiny_models import ascii_tokenizer, tiny_llama
 
 LANGUAGES = ("python", "bash", "console", "yaml", "text")
@@ -76,6 +77,8 @@ def reader(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("secateur.stages._memory_line", lambda *_: "")  # a forecast of seconds, with tests of its own
+    monkeypatch.setattr("secateur.stages._NEW_TOKENS", 4)  # of the speeds
+    monkeypatch.setattr("secateur.pipeline.generations", functools.partial(generations, max_new_tokens=4))
     monkeypatch.setattr("secateur.data.text.load_hub", lambda *_, **__: [row["text"] for row in ROWS])
     monkeypatch.setenv("MODEL", "secateur-demo")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
