@@ -88,6 +88,25 @@ def test_a_made_up_list_as_long_as_the_layers_is_cut_and_others_are_not():
     assert (config.architectures, config.eos_token_id) == (["A", "B", "C", "D"], [7, 8, 9, 10])
 
 
+@pytest.mark.parametrize(
+    ("dropped", "step", "listed"),
+    [([0], 1, [1, 2, 3]), ([0, 2], 1, [1, 2]), ([2], 1, [0, 2, 3]), ([0, 1], 2, [1]), ([4, 5], 2, [3])],
+)
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe", "qwen3_next", "flint", "qwen3_vl_moe_text"])
+def test_every_other_layer_with_experts_becomes_the_list_of_those_without_where_it_has_to(
+    family, dropped, step, listed
+):
+    config = AutoConfig.for_model(family, num_hidden_layers=6, decoder_sparse_step=2, mlp_only_layers=[3])
+    remove_layers_from_config_(config, dropped)
+    assert (config.decoder_sparse_step, config.mlp_only_layers) == (step, listed)
+
+
+def test_every_other_layer_with_experts_is_refused_where_no_list_can_say_it():
+    config = LlamaConfig(num_hidden_layers=6, decoder_sparse_step=2)
+    with pytest.raises(UnsupportedModelError, match=r"decoder_sparse_step=2.*drop whole periods of 2"):
+        remove_layers_from_config_(config, [0])
+
+
 @pytest.mark.parametrize("dropped", [[2, 3], [0, 2, 3], [2, 3, 5]])
 def test_a_broken_period_is_refused_and_the_configuration_equals_the_old_one(dropped):
     config = config_of("jamba")

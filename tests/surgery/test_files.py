@@ -160,6 +160,28 @@ def test_sliding_and_full_layers_in_turn_equal_the_cut_live_model_and_are_listed
     assert torch.equal(logits(again, IDS), expected)
 
 
+@pytest.mark.parametrize("dropped", [[0], [1, 4], [2]], ids=str)
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe", "qwen3_next", "flint"])
+def test_every_other_layer_with_experts_equals_bypass_and_the_cut_live_model_when_saved(family, dropped, tmp_path):
+    model = build_any(family, decoder_sparse_step=2, mlp_only_layers=[3])
+    source = save(model, tmp_path / "dense")
+    with Decoder(model).bypass(dropped):
+        expected = logits(model, IDS)
+    remove_layers_(model, dropped)
+    assert torch.equal(logits(model, IDS), expected)
+    live = save(model, tmp_path / "live")
+    make_readable_before_5_(live, type(model.config))
+    cut_checkpoint(source, tmp_path / "out", dropped)
+    assert stored(tmp_path / "out") == stored(live)
+    assert config_of(tmp_path / "out") == config_of(live)
+    again, found = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(found.values())
+    assert torch.equal(logits(again.eval(), IDS), expected)
+    assert check_pair(source, tmp_path / "out").dropped == tuple(dropped)
+
+
 @pytest.mark.parametrize("family", ["bart", "blenderbot", "marian", "trocr"])
 def test_a_decoder_that_is_counted_apart_from_an_encoder_equals_the_cut_live_model_when_saved(family, tmp_path):
     """`num_hidden_layers` of these is the number of layers of an encoder that the checkpoint does not have."""

@@ -51,13 +51,15 @@ _LISTED = {
 }
 """Fields that say "every p-th layer" → the explicit list that overrules them, if the configuration has one."""
 
+_EXEMPT = {"decoder_sparse_step": "mlp_only_layers"}
+"""Fields that say "every p-th layer, the last of each p" → the list of layers that are not meant, even if it is their turn."""
+
 _PERIODS = {
     "attn_layer_period": "attn_layer_offset",
     "expert_layer_period": "expert_layer_offset",
-    "decoder_sparse_step": None,
     "moe_layer_freq": None,
     "moe_layer_interval": None,
-    **dict.fromkeys(_LISTED),
+    **dict.fromkeys([*_EXEMPT, *_LISTED]),
 }
 """Fields that say "every p-th layer" → the field that says which one is the first, if there is one."""
 
@@ -137,14 +139,21 @@ def _counted(name: str, value: float, num_layers: int, kept: list[int]) -> float
     return None
 
 
-def _period(config: Any, name: str, kept: list[int]) -> dict[str, int]:
-    """The period, and where it starts, that the kept layers have; nothing to change if a list overrules it."""
+def _period(config: Any, name: str, kept: list[int]) -> dict[str, Any]:
+    """The period, and where it starts, that the kept layers have, or the list of its exceptions that says the same.
+
+    Nothing to change if a list overrules it.
+    """
     period, offset_name = getattr(config, name), _PERIODS[name]
     if period <= 1 or isinstance(getattr(config, _LISTED.get(name, ""), None), (list, tuple)):
         return {}
     if offset_name is None:
         if all(new % period == layer % period for new, layer in enumerate(kept)):
             return {}
+        exempt = getattr(config, _EXEMPT.get(name, ""), None)
+        if isinstance(exempt, (list, tuple)):
+            others = [new for new, layer in enumerate(kept) if (layer + 1) % period or layer in exempt]
+            return {name: 1, _EXEMPT[name]: others}
         remedy = f"drop whole periods of {period} consecutive layers"
     else:
         wanted = [layer % period == getattr(config, offset_name) for layer in kept]
