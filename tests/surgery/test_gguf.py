@@ -175,6 +175,12 @@ PER_LAYER = {
     "attention.head_count_kv_of": ([2, 4, 2, 1, 8, 2], GGUFValueType.INT32),
     "feed_forward_length_of": ([10, 20, 30, 40, 50, 2**40], GGUFValueType.UINT64),
     "xielu.alpha": ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], GGUFValueType.FLOAT32),
+    "layer_types": (["full", "sliding ✂", "", "full", "linear" * 9, "last"], GGUFValueType.STRING),
+    **{
+        f"of_{kind.name.lower()}": ([3, 1, 4, 1, 5, 9], kind)
+        for kind in GGUFValueType
+        if kind not in (GGUFValueType.STRING, GGUFValueType.ARRAY)
+    },
 }
 
 
@@ -399,8 +405,31 @@ def test_an_array_of_another_length_is_refused_and_the_sections_of_rotary_positi
 
     cut_gguf(with_array("rope.dimension_sections"), tmp_path / "cut.gguf", [0])
     assert fields(tmp_path / "cut.gguf")["qwen2vl.rope.dimension_sections"] == [1, 2, 3, 4]
-    with pytest.raises(UnsupportedModelError, match=r"qwen2vl.odd' has 3 numbers"):
+    with pytest.raises(UnsupportedModelError, match=r"qwen2vl.odd' has 3 items"):
         cut_gguf(with_array("odd"), tmp_path / "other.gguf", [0])
+
+
+def test_arrays_under_another_name_than_the_architectures_are_cut_and_those_of_no_layers_stay(tmp_path):
+    """xIELU's parameters, one for each layer, stand under `xielu.`; labels and tags may happen to be as many."""
+    per_layer = {"xielu.alpha_p": [0.5, 1.5, 2.5, 3.5], "more.kinds": ["a", "b", "c", "d"]}
+    others = {
+        "general.tags": ["e", "f", "g", "h"], "xielu.odd": [1.0, 2.0, 3.0], "tokenizer.ggml.scores": [1.0, 2.0, 3.0, 4.0],
+        "apertus.classifier.output_labels": ["yes", "no", "maybe", "later"],
+    }  # fmt: skip
+    writer = GGUFWriter(tmp_path / "dense.gguf", "apertus")
+    writer.add_block_count(4)
+    for name, values in (per_layer | others).items():
+        writer.add_array(name, values)
+    for block in range(4):
+        writer.add_tensor(f"blk.{block}.w", np.ones(8, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    cut_gguf(tmp_path / "dense.gguf", tmp_path / "cut.gguf", [0, 2])
+    found = fields(tmp_path / "cut.gguf")
+    assert {name: found[name] for name in per_layer} == {name: values[1::2] for name, values in per_layer.items()}
+    assert {name: found[name] for name in others} == others
 
 
 # ---- what is asked for --------------------------------------------------------------------------------------------------

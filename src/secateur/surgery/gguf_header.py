@@ -52,8 +52,8 @@ class Entry:
 
     @property
     def length(self) -> int | None:
-        """Items of an array of numbers; None for anything else."""
-        return struct.unpack_from("<Q", self.raw, 4)[0] if self._item is not None else None
+        """Items of an array, of numbers or of texts; None for anything else."""
+        return struct.unpack_from("<Q", self.raw, 4)[0] if self.kind == _ARRAY else None
 
     @property
     def value(self) -> Any:
@@ -69,10 +69,18 @@ class Entry:
         return replace(self, raw=struct.pack("<" + _SCALARS[self.kind], number))
 
     def with_items(self, indices: list[int]) -> Entry:
-        """The same entry with only these items of its array of numbers, whose bytes stay as they are."""
-        width = struct.calcsize("<" + str(self._item))
-        items = b"".join(self.raw[12 + width * index : 12 + width * (index + 1)] for index in indices)
+        """The same entry with only these items of its array, whose bytes stay as they are."""
+        starts = [12]
+        for _ in range(self.length or 0):
+            starts.append(starts[-1] + self._width(starts[-1]))
+        items = b"".join(self.raw[starts[index] : starts[index + 1]] for index in indices)
         return replace(self, raw=self.raw[:4] + struct.pack("<Q", len(indices)) + items)
+
+    def _width(self, start: int) -> int:
+        """Bytes of the item of an array that starts there."""
+        if self._item is not None:
+            return struct.calcsize("<" + self._item)
+        return 8 + int(struct.unpack_from("<Q", self.raw, start)[0])
 
     @property
     def _item(self) -> str | None:

@@ -57,8 +57,11 @@ _DECIDED_BY_COUNT: dict[str, Callable[[int], Any]] = {
 
 _KNOWN = _UNIFORM | set(_PERIODS) | set(_SLIDING_PERIODS) | set(_DECIDED_BY_COUNT)
 
-_NOT_PER_LAYER = {"rope.dimension_sections"}
-"""Arrays of numbers that never speak of layers, however long."""
+_NOT_PER_LAYER = {"classifier.output_labels", "rope.dimension_sections"}
+"""Arrays that never speak of layers, however long."""
+
+_NOT_OF_THE_MODEL = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "adapter.")
+"""How the names of entries begin that never speak of layers."""
 
 _THRESHOLDS = {"leading_dense_block_count"}
 """Numbers that say "the first k layers"."""
@@ -139,12 +142,15 @@ def cut_entries(header: Header, num_layers: int, kept: list[int], blocks: list[i
     _check_unsaid(header, architecture, num_layers, kept)
     num_blocks = header.value(f"{architecture}.block_count")
     per_layer = {num_layers: kept, num_blocks: blocks}
-    return tuple(
-        _cut_entry(entry, entry.name.removeprefix(f"{architecture}."), per_layer, kept, len(blocks))
-        if entry.name.startswith(f"{architecture}.")
-        else entry
-        for entry in header.entries
-    )
+
+    def cut(entry: Entry) -> Entry:
+        if entry.name.startswith(f"{architecture}."):
+            return _cut_entry(entry, entry.name.removeprefix(f"{architecture}."), per_layer, kept, len(blocks))
+        if entry.length in per_layer and not entry.name.startswith(_NOT_OF_THE_MODEL):
+            return entry.with_items(per_layer[entry.length])  # such as xielu.alpha_p, which names no architecture
+        return entry
+
+    return tuple(map(cut, header.entries))
 
 
 def _cut_entry(entry: Entry, name: str, per_layer: dict[int, list[int]], kept: list[int], num_blocks: int) -> Entry:
@@ -177,7 +183,7 @@ def _cut_array(entry: Entry, name: str, per_layer: dict[int, list[int]]) -> Entr
         return entry
     if entry.length not in per_layer:
         raise UnsupportedModelError(
-            f"{quoted(entry.name)} has {entry.length} numbers, one for each of what is not said; "
+            f"{quoted(entry.name)} has {entry.length} items, one for each of what is not said; "
             "cut the checkpoint it was made from, and convert that"
         )
     return entry.with_items(per_layer[entry.length])
