@@ -160,6 +160,28 @@ def test_sliding_and_full_layers_in_turn_equal_the_cut_live_model_and_are_listed
     assert torch.equal(logits(again, IDS), expected)
 
 
+@pytest.mark.parametrize("dropped", [[0], [1, 4]], ids=str)
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"])
+def test_tensors_with_a_part_for_each_layer_equal_bypass_and_the_cut_live_model_when_saved(family, dropped, tmp_path):
+    model = build_any(family)
+    source = save(model, tmp_path / "dense", max_shard_size="30KB")
+    with Decoder(model).bypass(dropped):
+        expected = logits(model, IDS)
+    remove_layers_(model, dropped)
+    live = save(model, tmp_path / "live")
+    make_readable_before_5_(live, type(model.config))
+    cut_checkpoint(source, tmp_path / "out", dropped)
+    assert stored(tmp_path / "out") == stored(live)
+    assert config_of(tmp_path / "out") == config_of(live)
+    again, found = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(found.values())
+    assert torch.equal(logits(again.eval(), IDS), expected)
+    check = check_pair(source, tmp_path / "out")
+    assert (check.proven, check.dropped) == (True, tuple(dropped))
+
+
 @pytest.mark.parametrize("dropped", [[0], [1, 4], [2]], ids=str)
 @pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe", "qwen3_next", "flint"])
 def test_every_other_layer_with_experts_equals_bypass_and_the_cut_live_model_when_saved(family, dropped, tmp_path):
@@ -663,13 +685,20 @@ def test_weights_of_another_size_than_the_configuration_says_are_refused(dense):
     expect_refusal(ModelError, r"'model.layers.0.mlp.down_proj.weight' in the shape \[32, 64\].*\[32, 96\]", dense)
 
 
-def test_a_tensor_over_all_layers_is_refused(tmp_path):
-    """Gemma 3n keeps an embedding with a part for each layer in one tensor: the shorter model needs a narrower one."""
-    fields = {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 64, "num_kv_shared_layers": 0}
-    settings_ = FAMILIES["gemma3_text"] | fields | {"laurel_rank": 4, "intermediate_size": 48}
-    settings_["activation_sparsity_pattern"] = [0.0] * 6
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3n_text", **settings_))
-    expect_refusal(UnsupportedModelError, "shorter model needs", save(model, tmp_path / "dense"))
+@pytest.mark.parametrize("added", ["weight_scale", "weight.absmax"])
+def test_a_tensor_over_all_layers_in_another_form_is_refused(added, tmp_path):
+    source = save(build_any("gemma4_text"), tmp_path / "dense")
+    name = f"model.per_layer_model_projection.{added}"
+    rename(source, lambda weights: weights | {name: torch.ones(48)})
+    expect_refusal(UnsupportedModelError, "in another form; prune the loaded model instead", source, [0])
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text", "gemma4_unified_text"])
+@pytest.mark.parametrize(
+    ("dropped", "words"), [([2], "layer 0 .*hand its keys and values"), ([0, 2, 3], "drop other layers")], ids=str
+)
+def test_layers_whose_keys_and_values_others_read_are_refused(family, dropped, words, tmp_path):
+    expect_refusal(SecateurError, words, save(build_any(family), tmp_path / "dense"), dropped)
 
 
 def test_a_configuration_that_was_cut_wrongly_is_seen_from_the_tensors(tmp_path, monkeypatch):

@@ -26,8 +26,9 @@ from secateur.errors import ModelError, SecateurError, UnsupportedModelError
 from secateur.loading import quiet_transformers
 from secateur.surgery.config import remove_layers_from_config_
 from secateur.surgery.names import layer_in, new_numbers, renumbered
-from secateur.surgery.shards import StoredTensor, quoted
-from secateur.surgery.skeleton import changes_between
+from secateur.surgery.parts import parts_kept
+from secateur.surgery.shards import Bytes, StoredTensor, quoted
+from secateur.surgery.skeleton import SHARING, Changes, changes_between
 
 __all__ = [
     "CutLayout",
@@ -41,9 +42,7 @@ logger = logging.getLogger(__name__)
 
 _REMEDY = "see the reason and mend the checkpoint"
 
-_NOT_TOLD_BY_FILES = frozenset(
-    {"beam", "gemma4_unified", "gemma4_unified_text", "hy_v4", "minimax", "reformer", "zaya"}
-)
+_NOT_TOLD_BY_FILES = frozenset({"beam", "hy_v4", "minimax", "reformer", "zaya"})
 """Model types whose layers, or their caches, need more of each other than the hidden states, so that a cut whose tensors all
 fit can compute something else. Found by cutting every family both ways (`tests/families`)."""
 
@@ -58,7 +57,7 @@ class CutLayout:
     config: Any
     """Its configuration."""
 
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, Bytes]
     """The tensors that stay, under their new names; where their bytes are now."""
 
     prefix: str
@@ -107,11 +106,19 @@ def cut_layout(
     reasons = []
     for prefix in prefixes:
         moved = ((renumbered(name, [prefix], new_of), tensor) for name, tensor in tensors.items())
-        kept = {name: tensor for name, tensor in moved if name is not None}
-        cut = load(cut_config, kept)
+        kept: dict[str, Bytes] = {name: tensor for name, tensor in moved if name is not None}
+        cut = load(cut_config, kept, "drop other layers")
         path = _list_that_shrank(dense.model, cut.model, num_layers, len(new_of))
-        if (reason := cut.differs_from(dense.renumbered([path, prefix], new_of))) is None:
-            changes_between(dense.model, cut.model, path, sorted(new_of))  # refuses what is built from its number
+        wanted = dense.renumbered([path, prefix], new_of)
+        if (cut.missing, cut.unexpected) == (wanted.missing, wanted.unexpected):
+            changes = changes_between(
+                dense.model, cut.model, path, sorted(new_of)
+            )  # refuses what is built from its number
+            _check_sharing(folder, changes)
+            if changes.packed:
+                kept |= parts_kept(kept, changes.packed, num_layers, sorted(new_of))
+                cut = load(cut_config, kept, "drop other layers")
+        if (reason := cut.differs_from(wanted)) is None:
             if quantized and not _renumber_quantization_(cut_config, folder, [path, prefix], new_of):
                 _check_alike(folder, dense.model.get_submodule(path), tensors, prefix)
             return CutLayout(
@@ -122,6 +129,16 @@ def cut_layout(
     raise UnsupportedModelError(
         f"the tensors of {folder} cannot be cut to {len(new_of)} layers: {reasons[0]}; prune the loaded model instead"
     )
+
+
+def _check_sharing(folder: Path, changes: Changes) -> None:
+    """No layer begins to compute for others what one that goes did: what they would read then is something else."""
+    for (layer, _, name), (before, after) in changes.in_layers.items():
+        if name in SHARING and after and not before:
+            raise UnsupportedModelError(
+                f"layer {layer} of {folder} would hand its keys and values to later layers, in place of one that goes; "
+                "drop other layers"
+            )
 
 
 def check_told_by_files(folder: Path, config: Any) -> None:
@@ -228,7 +245,7 @@ class _Fit:
         return None
 
 
-def _loader(folder: Path, config: Any, trust_remote_code: bool) -> Callable[[Any, Mapping[str, StoredTensor]], _Fit]:
+def _loader(folder: Path, config: Any, trust_remote_code: bool) -> Callable[..., _Fit]:
     """A function that lets transformers load tensors of a shape and no data into the model of a configuration."""
     from transformers import AutoModelForCausalLM
 
@@ -245,8 +262,8 @@ def _loader(folder: Path, config: Any, trust_remote_code: bool) -> Callable[[Any
     with explained(f"cannot build the model of {folder}", _REMEDY), torch.device("meta"):
         built = AutoModelForCausalLM.from_config(plain(config), trust_remote_code=trust_remote_code, **common)
 
-    def load(config: Any, tensors: Mapping[str, StoredTensor]) -> _Fit:
-        with explained(f"cannot lay out the tensors of {folder}", _REMEDY), torch.device("meta"):
+    def load(config: Any, tensors: Mapping[str, Bytes], remedy: str = _REMEDY) -> _Fit:
+        with explained(f"cannot lay out the tensors of {folder}", remedy), torch.device("meta"):
             model, report = type(built).from_pretrained(
                 None,
                 config=plain(config),

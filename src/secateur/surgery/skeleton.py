@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from secateur.errors import UnsupportedModelError
 from secateur.loading import quiet_transformers
 
-__all__ = ["Changes", "changes_between", "empty_model"]
+__all__ = ["SHARING", "Changes", "changes_between", "empty_model"]
 
 logger = logging.getLogger(__name__)
 
-_SHARING = {"store_full_length_kv"}
+SHARING = {"store_full_length_kv"}
 """Attributes that say whose keys and values later layers read. They follow who is kept: a run on tokens shows if rightly."""
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
@@ -200,7 +200,7 @@ def _check_numbers(
         steps.add((before - after) // (layer - new) if whole else 0)
     if len(steps) == 1 and min(steps) > 0:
         return
-    if name.rpartition(".")[2] in _SHARING:
+    if name.rpartition(".")[2] in SHARING:
         return
     for layer, (_, before, after) in values.items():
         by_number = isinstance(before, dict) and after == {new_of[key]: before[key] for key in before if key in new_of}
