@@ -87,6 +87,28 @@ def test_a_pair_made_by_transformers_alone_is_proven_without_any_difference(fami
     assert "differ by 0 from" in check.findings[5].words
 
 
+@pytest.mark.parametrize("family", ["dbrx", "mamba", "recurrent_gemma"])
+def test_layers_whose_modules_read_each_others_weights_are_read_whole_from_the_disk(family, tmp_path):
+    save(family_models.build(family), tmp_path / "dense")
+    cut_checkpoint(tmp_path / "dense", tmp_path / "pruned", [1, 4])
+    check = check_pair(tmp_path / "dense", tmp_path / "pruned", layer_by_layer=True)
+    assert holding(check) == dict.fromkeys(ALL, True)
+    assert (check.layer_by_layer, check.dropped) == (True, (1, 4))
+
+
+def test_a_layer_read_whole_is_in_memory_only_while_it_runs(dense):
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    whole = running.load_model(dense, placement=running.on_disk(model, "model.layers", dense / "unused"))
+    running.read_whole_(whole.model.layers)
+    decoder = Decoder(whole)
+    seen = []
+    decoder.layers[2].mlp.up_proj.register_forward_hook(
+        lambda *_: seen.append([{weight.device.type for weight in layer.parameters()} for layer in decoder.layers])
+    )
+    assert torch.equal(decoder.logits(decoder.probe_ids()), Decoder(model.eval()).logits(decoder.probe_ids()))
+    assert seen[0] == [{"cpu"} if layer == 2 else {"meta"} for layer in range(6)]
+
+
 def test_layers_on_the_disk_are_in_memory_only_while_they_run(dense):
     model = AutoModelForCausalLM.from_pretrained(dense)
     where = running.on_disk(model, "model.layers", dense / "unused")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import math
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from secateur.errors import ModelError
 from secateur.loading import Placement, load_model
 from secateur.surgery.checkpoint import bypassed_logits, cache_gap, tolerance
 
-__all__ = ["Outcome", "on_disk", "run_pair"]
+__all__ = ["Outcome", "on_disk", "read_whole_", "run_pair"]
 
 _COMMON_IDS = 1000
 """Token ids below this are text in every vocabulary; above there may be ids that stand for images."""
@@ -97,51 +98,72 @@ def run_pair(
     input_ids = _prompt((model.config, config), prompt_tokens)
     with tempfile.TemporaryDirectory(prefix="secateur-") as scratch:
 
-        def opened(folder: Path) -> Decoder:
+        def opened(folder: Path, whole_layers: bool) -> Decoder:
             where = on_disk(model, path, Path(scratch, folder.name)) if from_disk else None
-            return Decoder(load_model(folder, **common, placement=where))
+            loaded = load_model(folder, **common, placement=where)
+            if whole_layers:
+                read_whole_(loaded.get_submodule(path))
+            return Decoder(loaded)
 
-        expected = None
-        if dropped is not None:
-            try:
-                expected = bypassed_logits(opened(dense), dropped, input_ids)
-            except ModelError as error:
-                raise ModelError(f"{error}; --files-only compares the files alone") from error
-            except Exception as error:  # of any type: it comes from the model's own code
-                raise ModelError(
-                    f"{dense} does not run here ({_said(error)}); --files-only compares the files alone"
-                ) from error
-            gc.collect()  # the dense model, before the other comes
+        if from_disk:
+            with suppress(ModelError):
+                outcome = _compared(dense, pruned, dropped, partial(opened, whole_layers=False), input_ids, from_disk)
+                if outcome.refused is None:
+                    return outcome
+            gc.collect()
+        return _compared(dense, pruned, dropped, partial(opened, whole_layers=from_disk), input_ids, from_disk)
+
+
+def _compared(
+    dense: Path,
+    pruned: Path,
+    dropped: Collection[int] | None,
+    opened: Callable[[Path], Decoder],
+    input_ids: Tensor,
+    from_disk: bool,
+) -> Outcome:
+    """The same, with models as they are opened."""
+    expected = None
+    if dropped is not None:
         try:
-            decoder = opened(pruned)
+            expected = bypassed_logits(opened(dense), dropped, input_ids)
         except ModelError as error:
-            return Outcome(layer_by_layer=from_disk, refused=str(error))
-        new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
-        prompt = input_ids[:1, : max(1, prompt_tokens // 2)]
-        try:
-            found = bypassed_logits(decoder, (), input_ids)
-            gap = cache_gap(decoder, prompt, new_tokens)
+            raise ModelError(f"{error}; --files-only compares the files alone") from error
         except Exception as error:  # of any type: it comes from the model's own code
-            return Outcome(layer_by_layer=from_disk, refused=f"it is read, and does not run ({_said(error)})")
-        difference = math.inf
-        if expected is not None and found.shape == expected.shape:
-            difference = (found - expected).abs().max().item()
-        allowed = tolerance(decoder.model.dtype, found if expected is None else expected)
-        del decoder  # the pruned model, before the other comes again
-        gc.collect()
-        dense_gap = math.nan
-        if not gap <= allowed:
-            with suppress(Exception):  # of any type: what the dense model cannot do speaks for nothing
-                dense_gap = cache_gap(opened(dense), prompt, new_tokens)
-        return Outcome(
-            layer_by_layer=from_disk,
-            tokens=input_ids.numel(),
-            difference=difference,
-            tolerance=allowed,
-            generated_tokens=new_tokens,
-            cache_gap=gap,
-            dense_cache_gap=dense_gap,
-        )
+            raise ModelError(
+                f"{dense} does not run here ({_said(error)}); --files-only compares the files alone"
+            ) from error
+        gc.collect()  # the dense model, before the other comes
+    try:
+        decoder = opened(pruned)
+    except ModelError as error:
+        return Outcome(layer_by_layer=from_disk, refused=str(error))
+    new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
+    prompt = input_ids[:1, : max(1, input_ids.shape[1] // 2)]
+    try:
+        found = bypassed_logits(decoder, (), input_ids)
+        gap = cache_gap(decoder, prompt, new_tokens)
+    except Exception as error:  # of any type: it comes from the model's own code
+        return Outcome(layer_by_layer=from_disk, refused=f"it is read, and does not run ({_said(error)})")
+    difference = math.inf
+    if expected is not None and found.shape == expected.shape:
+        difference = (found - expected).abs().max().item()
+    allowed = tolerance(decoder.model.dtype, found if expected is None else expected)
+    del decoder  # the pruned model, before the other comes again
+    gc.collect()
+    dense_gap = math.nan
+    if not gap <= allowed:
+        with suppress(Exception):  # of any type: what the dense model cannot do speaks for nothing
+            dense_gap = cache_gap(opened(dense), prompt, new_tokens)
+    return Outcome(
+        layer_by_layer=from_disk,
+        tokens=input_ids.numel(),
+        difference=difference,
+        tolerance=allowed,
+        generated_tokens=new_tokens,
+        cache_gap=gap,
+        dense_cache_gap=dense_gap,
+    )
 
 
 def on_disk(model: nn.Module, path: str, scratch: Path) -> Placement:
@@ -158,11 +180,41 @@ def on_disk(model: nn.Module, path: str, scratch: Path) -> Placement:
         beside = [
             *parent.named_children(),
             *parent.named_parameters(recurse=False),
-            *parent.named_buffers(recurse=False),
+            *(
+                each
+                for each in parent.named_buffers(recurse=False)
+                if each[0] not in parent._non_persistent_buffers_set
+            ),
         ]
         places |= {f"{before}{name}": "cpu" for name, _ in beside if name != part}
         parent, before = parent.get_submodule(part), f"{before}{part}."
     return Placement(device_map=places | {path: "disk"}, offload_folder=scratch)
+
+
+def read_whole_(layers: Any) -> None:
+    """Have all weights of a layer read when it is its turn, not each when the module runs that it is in.
+
+    Some families need that, as one of their modules reads the weights of another, which it does not call.
+    """
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_submodules
+    from accelerate.utils import PrefixedDataset
+
+    for layer in layers:
+        hooks = {where: getattr(module, "_hf_hook", None) for where, module in layer.named_modules()}
+        where = next(each for each, hook in hooks.items() if getattr(hook, "offload", False))
+        hook: Any = hooks[where]
+        root = hook.weights_map.prefix.removesuffix(f"{where}.")
+        whole = AlignDevicesHook(
+            execution_device=hook.execution_device,
+            offload=True,
+            weights_map=PrefixedDataset(hook.weights_map.dataset, root),
+            offload_buffers=hook.offload_buffers,
+            place_submodules=True,
+            skip_keys=hook.skip_keys,
+            tied_params_map=hook.tied_params_map,
+        )
+        remove_hook_from_submodules(layer)
+        add_hook_to_module(layer, whole)
 
 
 def _prompt(configs: Collection[Any], tokens: int) -> Tensor:
