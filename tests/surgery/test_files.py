@@ -399,6 +399,22 @@ def test_patterns_for_any_layer_in_the_quantization_settings_stay(dense, tmp_pat
     assert config_of(tmp_path / "out")["quantization_config"]["dynamic"] == patterns
 
 
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+def test_layers_named_in_a_quantizers_own_file_are_renumbered_or_refused(name, dense, tmp_path):
+    quantize(dense, "gptq")
+    rules = {"bits": 4, "dynamic": {"model.layers.2.mlp": {}, "model.layers.5": {"bits": 8}}, "exclude": ["lm_head"]}
+    (dense / name).write_text(json.dumps(rules))
+    report = cut_checkpoint(dense, tmp_path / "out", [1, 2])
+    assert json.loads((tmp_path / "out" / name).read_text()) == rules | {"dynamic": {"model.layers.3": {"bits": 8}}}
+    assert name not in report.copied
+    (dense / name).write_text(json.dumps({"bits": 4}))
+    assert name in cut_checkpoint(dense, tmp_path / "plain", [1, 2]).copied
+    assert (tmp_path / "plain" / name).read_bytes() == (dense / name).read_bytes()
+    (dense / name).write_text(json.dumps({"dynamic": {r"-:model\.layers\.3\..*": {}}}))
+    with pytest.raises(UnsupportedModelError, match=r"config.json's rules speak of single layers"):
+        cut_checkpoint(dense, tmp_path / "other", [1, 2])
+
+
 def test_a_quantized_layer_without_one_of_its_tensors_is_refused(dense):
     quantize(dense, "gptq")
     lost = "model.layers.4.mlp.up_proj.scales"
@@ -509,6 +525,38 @@ def test_the_tokenizer_and_other_companions_are_copied_and_the_rest_is_told(dens
     tokens = [AutoTokenizer.from_pretrained(each)(text)["input_ids"] for each in (dense, tmp_path / "out")]
     assert tokens[0] == tokens[1]
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()} == {0o644}
+
+
+def test_code_in_folders_is_copied_and_what_else_they_hold_is_told(dense, tmp_path):
+    code = ["code/__init__.py", "code/deep/er/own.py", "pure/own.py"]
+    others = ["code/weights.bin", "checkpoint-1/own.py", ".git/own.py", "secateur/own.py", "pure/__pycache__/own.pyc"]
+    for name in [*code, *others, "code/not-a-package/own.py"]:
+        (dense / name).parent.mkdir(parents=True, exist_ok=True)
+        (dense / name).write_text(f"# {name}")
+    (dense / "elsewhere").symlink_to(tmp_path)
+    PruningPlan.of_layers([1], 6).save(tmp_path / "plan.json")
+    report = cut_checkpoint(dense, tmp_path / "out", PruningPlan.load(tmp_path / "plan.json"))
+    assert {name for name in report.copied if name.endswith(".py")} == set(code)
+    assert {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.py")} == set(code)
+    assert all((tmp_path / "out" / name).read_text() == f"# {name}" for name in code)
+    assert set(report.left) == {"code/", "checkpoint-1/", ".git/", "secateur/", "elsewhere/"}
+
+
+def test_code_in_folders_of_the_hub_cache_is_copied_and_no_link_leads_elsewhere(tmp_path, tiny_checkpoint):
+    cache, blobs = tmp_path / "snapshots" / "main", tmp_path / "blobs"
+    shutil.copytree(tiny_checkpoint, cache)
+    (cache / "code").mkdir()
+    blobs.mkdir()
+    (blobs / "1").write_text("x = 1")
+    (cache / "code" / "own.py").symlink_to(Path("../../../blobs/1"))
+    cut_checkpoint(cache, tmp_path / "out", [1])
+    assert (tmp_path / "out" / "code" / "own.py").read_text() == "x = 1"
+    assert not (tmp_path / "out" / "code" / "own.py").is_symlink()
+    (tmp_path / "secret").write_text("secret")
+    (cache / "code" / "other.py").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match=r"other.py' is a link that leads out of .*; put the file itself there"):
+        cut_checkpoint(cache, tmp_path / "another", [1])
+    assert not (tmp_path / "another").exists()
 
 
 def test_generation_settings_inside_the_configuration_equal_those_of_the_dense_model(dense, tmp_path):
@@ -762,6 +810,27 @@ def test_code_that_comes_with_the_model_is_run_when_trusted_and_copied(dense, tm
     )
     report = cut_checkpoint(dense, tmp_path / "out", [1], trust_remote_code=True)
     assert "own.py" in report.copied
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert (type(again).__name__, len(again.model.layers)) == ("OwnModel", 5)
+
+
+def test_code_in_a_folder_runs_from_the_cut_checkpoint(dense, tmp_path, monkeypatch):
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    (dense / "code").mkdir()
+    (dense / "code" / "own.py").write_text(
+        "from transformers import LlamaForCausalLM\nfrom .settings import OwnConfig\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    (dense / "code" / "settings.py").write_text(
+        "from transformers import LlamaConfig\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    map_ = {"AutoConfig": "code/settings.OwnConfig", "AutoModelForCausalLM": "code/own.OwnModel"}
+    change_config(dense, model_type="own", auto_map=map_)
+    cut_checkpoint(dense, tmp_path / "out", [1], trust_remote_code=True)
+    shutil.rmtree(dense)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert (type(again).__name__, len(again.model.layers)) == ("OwnModel", 5)
 

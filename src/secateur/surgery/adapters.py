@@ -15,7 +15,8 @@ from typing import Any
 
 from secateur.errors import ModelError, PlanError
 from secateur.plan import PruningPlan
-from secateur.surgery.files import check_apart, companions
+from secateur.surgery.companions import companions
+from secateur.surgery.files import check_apart
 from secateur.surgery.layout import explained
 from secateur.surgery.names import layer_in, new_numbers, renumbered
 from secateur.surgery.output import check_output, new_directory
@@ -104,6 +105,7 @@ def carry_adapter(
     with new_directory(target, overwrite=overwrite, marker="adapter_config.json") as directory:
         write_json(directory / _CONFIG, carried)
         for name in copied:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
             copy_file(folder / name, directory / name)
         write_shard(directory / _WEIGHTS, kept, metadata, lambda _: None)
     return CarriedAdapter(

@@ -7,6 +7,7 @@ is its turn: copying has begun by then (`early`).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import defaultdict
@@ -19,23 +20,17 @@ from secateur.depth import layer_count
 from secateur.errors import OutputError, RequestError
 from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
+from secateur.surgery.companions import companions
 from secateur.surgery.early import EarlyShards
 from secateur.surgery.names import layer_in, new_numbers, renumbered
 from secateur.surgery.output import check_output, new_directory
-from secateur.surgery.shards import Bytes, StoredTensor, copy_file, file_size, reading
+from secateur.surgery.shards import Bytes, StoredTensor, copy_file, read_json
 from secateur.surgery.source import INDEX, WEIGHTS, read_config, read_weights
 from secateur.values import write_json
 
-__all__ = ["CutReport", "check_apart", "companions", "cut_checkpoint"]
+__all__ = ["CutReport", "check_apart", "cut_checkpoint"]
 
 _GENERATION = "generation_config.json"
-
-_TEMPLATES = "additional_chat_templates"  # where transformers keeps all but the default one
-_NOT_COPIED = {
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".onnx_data", ".gguf", ".ggml", ".h5", ".msgpack", ".npz",
-    ".npy", ".tflite", ".pkl", ".pickle", ".zip", ".tar", ".gz", ".lock",
-}  # fmt: skip
-"""Weights of the dense model in other forms, and what may hide them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +65,8 @@ class CutReport:
     """Files copied as they were: tokenizer, chat template, generation settings, code."""
 
     left: tuple[str, ...]
-    """What lies in the source and was not copied: other weights, its model card, folders (these end in `/`)."""
+    """What lies in the source and was not copied: other weights, its model card, folders with more than code (these end in
+    `/`)."""
 
 
 def cut_checkpoint(
@@ -122,7 +118,7 @@ def cut_checkpoint(
         for name, text in cut.texts.items():
             (directory / name).write_text(text, encoding="utf-8")
         for name in cut.copied:
-            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
             copy_file(folder / name, directory / name)
         if isinstance(dropped, PruningPlan):  # where `check` and `carry` find what was folded, and the numbers
             (directory / "secateur").mkdir()
@@ -191,6 +187,8 @@ def _decide(
         kept, computed = folded(layout, tensors, dropped)
     shards, index = _shards(kept, max_shard_size)
     copied, left = beside
+    settings = _quantizer_files(folder, copied, [layout.path, layout.prefix], new_numbers(num_layers, gone))
+    copied = tuple(name for name in copied if name not in settings)
     return _Cut(
         dropped=gone,
         num_layers=num_layers,
@@ -198,7 +196,7 @@ def _decide(
         index=index,
         computed=computed,
         dense_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
-        texts=_texts(folder, layout.config, copied),
+        texts=_texts(folder, layout.config, copied) | settings,
         copied=copied,
         left=left,
     )
@@ -253,6 +251,21 @@ def _texts(folder: Path, cut_config: Any, copied: Collection[str]) -> dict[str, 
     return texts
 
 
+def _quantizer_files(
+    folder: Path, names: Collection[str], paths: Collection[str], new_of: Mapping[int, int]
+) -> dict[str, str]:
+    """What quantizers' own files say of the kept layers, such as GPTQ's quantize_config.json; nothing where none is named."""
+    from secateur.surgery.quantization import renumbered_settings
+
+    texts = {}
+    for name in names:
+        if re.fullmatch(r"(?:hf_)?quant(?:ize|ization)?_config\.json", name):
+            settings, named = renumbered_settings(read_json(folder / name), f"{folder / name}'s rules", paths, new_of)
+            if named:
+                texts[name] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    return texts
+
+
 def _shards(
     tensors: Mapping[str, Bytes], max_shard_size: int | str
 ) -> tuple[dict[str, dict[str, Bytes]], dict[str, Any]]:
@@ -272,34 +285,3 @@ def _shards(
         "metadata": split.metadata,
         "weight_map": dict(sorted(split.tensor_to_filename.items())),
     }
-
-
-def companions(folder: Path, rewritten: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What lies beside the weights: the files to copy as they are, and what to leave.
-
-    Args:
-        folder: the source directory.
-        rewritten: names that are written anew, and count as neither.
-
-    Raises:
-        ModelError: if a file to copy is none, such as a link in a circle.
-    """
-    copied, left = [], []
-    with reading(folder):
-        beside = sorted(path for path in folder.iterdir() if path.name not in rewritten)
-    for path in beside:
-        name = path.name
-        if path.is_dir() and name == _TEMPLATES:
-            copied += [f"{name}/{each.name}" for each in sorted(path.glob("*.jinja")) if file_size(each)]
-        elif path.is_dir():
-            left.append(f"{name}/")
-        elif (
-            path.suffix in _NOT_COPIED
-            or name.startswith((".", "README", "trainer_state"))
-            or name.endswith(".index.json")
-        ):
-            left.append(name)
-        else:
-            file_size(path)
-            copied.append(name)
-    return tuple(copied), tuple(left)

@@ -27,6 +27,7 @@ from secateur.loading import quiet_transformers
 from secateur.surgery.config import remove_layers_from_config_
 from secateur.surgery.names import layer_in, new_numbers, renumbered
 from secateur.surgery.parts import parts_kept
+from secateur.surgery.quantization import renumbered_settings
 from secateur.surgery.shards import Bytes, StoredTensor, quoted
 from secateur.surgery.skeleton import SHARING, Changes, changes_between
 
@@ -119,8 +120,13 @@ def cut_layout(
                 kept |= parts_kept(kept, changes.packed, num_layers, sorted(new_of))
                 cut = load(cut_config, kept, "drop other layers")
         if (reason := cut.differs_from(wanted)) is None:
-            if quantized and not _renumber_quantization_(cut_config, folder, [path, prefix], new_of):
-                _check_alike(folder, dense.model.get_submodule(path), tensors, prefix)
+            if quantized:
+                settings, named = renumbered_settings(
+                    cut_config.quantization_config, f"the quantization settings of {folder}", [path, prefix], new_of
+                )
+                cut_config.quantization_config = settings
+                if not named:
+                    _check_alike(folder, dense.model.get_submodule(path), tensors, prefix)
             return CutLayout(
                 config=cut_config, tensors=kept, prefix=prefix, path=path, model=dense.model,
                 unread=cut.unexpected | _known_as_unread(cut.model, kept),
@@ -337,43 +343,3 @@ def _check_alike(folder: Path, layers: Any, names: Collection[str], prefix: str)
                 f"{folder} holds {quoted(min(different))} in only one of the layers {first} and {layer}, which are of the "
                 "same kind; give a complete checkpoint"
             )
-
-
-def _renumber_quantization_(config: Any, folder: Path, paths: Collection[str], new_of: Mapping[int, int]) -> bool:
-    """Renumber the layers that the quantization's settings name, such as those left unquantized; were there any?"""
-    named = False
-    lists = "|".join(re.escape(path.rpartition(".")[2]) for path in paths)
-
-    def word(text: str) -> str | None:
-        nonlocal named
-        prefix, layer = layer_in(f"{text}.")
-        if layer is not None and any(path == prefix or path.endswith(f".{prefix}") for path in paths):
-            named = True
-            new = renumbered(f"{text}.", [prefix], new_of)
-            return None if new is None else new.removesuffix(".")
-        # Patterns: any number may stand for the layer, but a certain one may not.
-        rest = text.replace("[0-9]", "").replace(r"\d", "")
-        pattern = not re.fullmatch(r"[\w.\-]*", text)
-        single = (
-            re.search(rf"\b(?:{lists})\W+[0-9]|(?<=\.)[0-9]+(?=\\?\.)", rest)
-            if pattern
-            else re.match(r"[0-9]+\.[a-z_]", text)
-        )
-        if single:
-            raise UnsupportedModelError(
-                f"the quantization settings of {folder} speak of single layers in {quoted(text)}, which cannot be "
-                "renumbered; name the modules in full"
-            )
-        return text
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, str):
-            return word(value)
-        if isinstance(value, (list, tuple)):
-            return [new for each in value if (new := walk(each)) is not None or each is None]
-        if isinstance(value, dict):
-            return {new: walk(each) for name, each in value.items() if (new := word(name)) is not None}
-        return value
-
-    config.quantization_config = walk(config.quantization_config)
-    return named
