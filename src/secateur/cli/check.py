@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_checkpoint, print_json, say_next
 from secateur.cli.words import number_or_text, parse_layers
+from secateur.errors import RequestError
 
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
+
+    from secateur.surgery.findings import Check
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "prove that a checkpoint is another one without some layers, whoever made it"
 USAGE = "DENSE PRUNED [OPTIONS]"
 
+_PROMPT_TOKENS = 64
+
 
 def add_options(parser: Parser) -> None:
     """The options of this command."""
-    parser.add_argument("model", metavar="DENSE", help="local directory or hub id of the dense model")
+    parser.add_argument("model", metavar="DENSE", help="local directory, hub id or GGUF file of the dense model")
     parser.add_argument("pruned", metavar="PRUNED", help="the same of the pruned one")
     parser.add_argument(
         "--layers",
@@ -31,21 +36,41 @@ def add_options(parser: Parser) -> None:
         "--layer_by_layer", action="store_true",
         help="leave the layers on the disk and read each when it is its turn; done unasked if the model does not fit",
     )  # fmt: skip
-    parser.add_argument("--prompt_tokens", type=int, default=64, help="token ids that both models read")
+    parser.add_argument("--prompt_tokens", type=int, default=_PROMPT_TOKENS, help="token ids that both models read")
     add_checkpoint(parser)
 
 
 def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
-    from secateur.errors import ProofError, RequestError
-    from secateur.loading import local_checkpoint
+    from secateur.errors import ProofError
     from secateur.report.check_table import show_check
     from secateur.report.console import results_console
-    from secateur.surgery.check import check_pair
+    from secateur.surgery.gguf_files import is_gguf
 
     if options["prompt_tokens"] < 2:
         raise RequestError(f"--prompt-tokens must be 2 or more, not {options['prompt_tokens']}")
-    check = check_pair(
+    in_one_file = [path for path in (options["model"], options["pruned"]) if is_gguf(path)]
+    if len(in_one_file) == 1:
+        raise RequestError(
+            f"{in_one_file[0]} is a single file, as GGUF models are, and the other is none; give two checkpoints, or two "
+            "GGUF files"
+        )
+    check = (_of_gguf_files if in_one_file else _of_checkpoints)(options, progress)
+    if options["json"]:
+        print_json({**dataclasses.asdict(check), "proven": check.proven, "difference": check.difference})
+    else:
+        show_check(check, results_console())
+    if not check.proven:
+        raise ProofError(f"{check.pruned} is not {check.dense} without some layers: {check.difference}")
+    if not options["json"] and not in_one_file:
+        say_next(progress, "bench", options["model"], options["pruned"])
+
+
+def _of_checkpoints(options: dict[str, Any], progress: Any) -> Check:
+    from secateur.loading import local_checkpoint
+    from secateur.surgery.check import check_pair
+
+    return check_pair(
         local_checkpoint(options["model"], revision=options["revision"]),
         local_checkpoint(options["pruned"]),
         dropped=None if options["layers"] is None else parse_layers(options["layers"]),
@@ -55,11 +80,20 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         trust_remote_code=options["trust_remote_code"],
         progress=progress,
     )
-    if options["json"]:
-        print_json({**dataclasses.asdict(check), "proven": check.proven, "difference": check.difference})
-    else:
-        show_check(check, results_console())
-    if not check.proven:
-        raise ProofError(f"{check.pruned} is not {check.dense} without some layers: {check.difference}")
-    if not options["json"]:
-        say_next(progress, "bench", options["model"], options["pruned"])
+
+
+def _of_gguf_files(options: dict[str, Any], progress: Any) -> Check:
+    from secateur.surgery.gguf_check import check_gguf_pair
+
+    if (
+        options["layer_by_layer"]
+        or options["prompt_tokens"] != _PROMPT_TOKENS
+        or options["revision"]
+        or options["trust_remote_code"]
+    ):
+        raise RequestError(
+            "--layer-by-layer, --prompt-tokens, --revision and --trust-remote-code have no effect on GGUF files, which are "
+            "compared and not run; leave them out"
+        )
+    dropped = None if options["layers"] is None else parse_layers(options["layers"])
+    return check_gguf_pair(options["model"], options["pruned"], dropped=dropped, progress=progress)

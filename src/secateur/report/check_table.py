@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from secateur.surgery.check import Check
+    from secateur.surgery.findings import Check
 
 __all__ = ["show_check"]
 

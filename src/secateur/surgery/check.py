@@ -13,13 +13,14 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from secateur.context import check_context
 from secateur.depth import layer_count
 from secateur.errors import ModelError, PlanError, RequestError
 from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
+from secateur.surgery.findings import Check, DifferentError, Findings
 from secateur.surgery.folding import folded
 from secateur.surgery.layout import CutLayout, check_told_by_files, cut_layout, layer_paths
 from secateur.surgery.matching import Match, match_layers, same_tensor
@@ -28,57 +29,13 @@ from secateur.surgery.running import Outcome, run_pair
 from secateur.surgery.shards import Bytes, StoredTensor, quoted
 from secateur.surgery.source import check_is_checkpoint, read_config, read_weights
 
-__all__ = ["Check", "Finding", "check_pair"]
+__all__ = ["check_pair"]
 
 _SAYS_NOTHING = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 """Fields of a configuration that may differ: who wrote it, and what the tensors themselves say."""
 
 _ALIKE = 4
 """A gap of the cut model's cache that is so many times the dense model's or less is the family's."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    what: str
-    """`files`, `family`, `layers`, `tensors`, `configuration`, `reload`, `logits` or `generation`."""
-
-    holds: bool | None
-    """Whether it is as it must be; None if it could not be looked at."""
-
-    words: str
-    """What was found."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """What is known of a pair of checkpoints."""
-
-    dense: str
-    """The dense checkpoint."""
-
-    pruned: str
-    """The one that is said to be it without some layers."""
-
-    dropped: tuple[int, ...] | None
-    """Layers of the dense model that went, ascending; None if that cannot be said."""
-
-    layer_by_layer: bool
-    """Whether the models ran with their layers on the disk."""
-
-    findings: tuple[Finding, ...]
-    """In the order in which they were made; the last ones are missing where one made them impossible."""
-
-    @property
-    def proven(self) -> bool:
-        """Whether nothing speaks against it."""
-        return all(finding.holds is not False for finding in self.findings)
-
-    @property
-    def difference(self) -> str | None:
-        """The first finding that speaks against it, in one line."""
-        return next((f"{each.what}: {each.words}" for each in self.findings if each.holds is False), None)
 
 
 def check_pair(
@@ -119,7 +76,7 @@ def check_pair(
         check_context(dense, source.config, {"prompt tokens": prompt_tokens})
     pair = _Pair(source)
     outcome = None
-    with suppress(_DifferentError):
+    with suppress(DifferentError):
         other = pair.read(Path(pruned).expanduser(), trust_remote_code)
         layout = pair.compare_files(other, dropped, trust_remote_code, progress or Silent())
         if run:
@@ -151,18 +108,13 @@ class _Side:
         return layer_count(self.config)
 
 
-class _DifferentError(Exception):
-    """A finding after which nothing more can be found."""
-
-
-class _Pair:
+class _Pair(Findings):
     """The findings as they are made."""
 
     def __init__(self, source: _Side) -> None:
+        super().__init__()
         self.source = source
-        self.dropped: tuple[int, ...] | None = None
         self.folded: frozenset[str] = frozenset()
-        self.findings: list[Finding] = []
 
     def read(self, folder: Path, trust_remote_code: bool) -> _Side:
         """The pruned checkpoint; what is wrong with it is a finding, but that there is none is a wrong request."""
@@ -170,13 +122,13 @@ class _Pair:
         what = "files"
         try:
             tensors, _ = read_weights(folder)
-            self._found(what, True, f"{len(tensors)} tensors, no file damaged or missing")
+            self.found(what, True, f"{len(tensors)} tensors, no file damaged or missing")
             what = "configuration"
             other = _Side(folder, tensors, read_config(folder, len(tensors), trust_remote_code))
         except ModelError as error:
-            self._stop(what, str(error))
+            self.stop(what, str(error))
         if other.config.model_type != self.source.config.model_type:
-            self._stop(
+            self.stop(
                 "family", f"it is a {other.config.model_type} model, and the dense one {self.source.config.model_type}"
             )
         return other
@@ -194,14 +146,14 @@ class _Pair:
             claimed=None if claim is None else claim.kept,
             progress=progress,
         )
-        self._check_order(matches, claim)
+        self.check_order(matches, None if claim is None else claim.kept, source.num_layers)
         layout = cut_layout(source.folder, source.config, source.tensors, self.dropped or (), trust_remote_code)
         wanted: Mapping[str, Bytes] = layout.tensors
         if claim is not None and ("folds" in claim.provenance or claim.masks):
             try:
                 wanted, self.folded = folded(layout, source.tensors, claim)
             except RequestError as error:
-                self._stop("layers", str(error))
+                self.stop("layers", str(error))
         self._compare_tensors(other, layout, wanted, matches, roots)
         self._compare_configs(layout.config, other.config)
         return layout
@@ -210,17 +162,15 @@ class _Pair:
         """What the models did, held to what they must do; nothing if they did not run."""
         if outcome is None:
             for what in ("reload", "logits", "generation"):
-                self._found(what, None, "not looked at: the files alone were compared")
+                self.found(what, None, "not looked at: the files alone were compared")
             return
         if outcome.refused is not None:
-            self._stop("reload", outcome.refused)
-        self._found("reload", True, "no weight is missing")
+            self.stop("reload", outcome.refused)
+        self.found("reload", True, "no weight is missing")
         if self.folded:
-            self._found(
-                "logits", None, "not those of the dense model with the layers bypassed, as layers are folded in"
-            )
+            self.found("logits", None, "not those of the dense model with the layers bypassed, as layers are folded in")
         else:
-            self._found(
+            self.found(
                 "logits",
                 outcome.difference <= outcome.tolerance,
                 f"they differ by {outcome.difference:.3g} from those of the dense model with the layers bypassed, on "
@@ -237,16 +187,9 @@ class _Pair:
             words += f"; in the dense model by {of_dense:.3g}"
         if not holds and of_dense > outcome.tolerance and gap <= _ALIKE * of_dense:
             holds, words = None, f"{words}, so that it is not the cut"
-        self._found("generation", holds, words)
+        self.found("generation", holds, words)
 
     # ---- one by one -------------------------------------------------------------------------------------------------------
-
-    def _found(self, what: str, holds: bool | None, words: str) -> None:
-        self.findings.append(Finding(what, holds, words))
-
-    def _stop(self, what: str, words: str) -> NoReturn:
-        self._found(what, False, words)
-        raise _DifferentError
 
     def _where_layers_are(self, other: _Side) -> tuple[str, str]:
         """What stands before the number of a layer in the files of both, such as `model.layers`."""
@@ -255,12 +198,12 @@ class _Pair:
         try:
             others = layer_paths(other.folder, other.tensors, after)
         except ModelError as error:
-            self._stop("layers", str(error))
+            self.stop("layers", str(error))
         if after >= before:
-            self._stop("layers", f"it has {after} layers, and the dense model {before}: none went")
+            self.stop("layers", f"it has {after} layers, and the dense model {before}: none went")
         alike = [(a, b) for a in paths for b in others if f".{a}".endswith(f".{b}") or f".{b}".endswith(f".{a}")]
         if not alike:
-            self._stop("layers", f"its files name them '{others[0]}', and those of the dense model '{paths[0]}'")
+            self.stop("layers", f"its files name them '{others[0]}', and those of the dense model '{paths[0]}'")
         return alike[0]
 
     def _claimed(self, other: _Side, dropped: Collection[int] | None) -> PruningPlan | None:
@@ -273,40 +216,14 @@ class _Pair:
             try:
                 claim = PruningPlan.load(path)
             except PlanError as error:
-                self._stop("layers", str(error))
+                self.stop("layers", str(error))
         else:
             return None
         if claim.num_layers != before:
-            self._stop(
-                "layers", f"its plan is for a model of {claim.num_layers} layers, and the dense one has {before}"
-            )
+            self.stop("layers", f"its plan is for a model of {claim.num_layers} layers, and the dense one has {before}")
         if len(claim.kept) != other.num_layers:
-            self._stop("layers", f"it has {other.num_layers}, and {len(claim.kept)} are said to be left")
+            self.stop("layers", f"it has {other.num_layers}, and {len(claim.kept)} are said to be left")
         return claim
-
-    def _check_order(self, matches: Sequence[Match], claim: PruningPlan | None) -> None:
-        last = -1
-        for layer, match in enumerate(matches):
-            if match.source is None:
-                self._stop(
-                    "layers",
-                    f"layer {layer} is like none of the dense model; if it was trained, say which went with --layers",
-                )
-            if claim is not None and match.source != claim.kept[layer]:
-                self._stop(
-                    "layers",
-                    f"layer {layer} is the dense model's {match.source}, and is said to be its {claim.kept[layer]}",
-                )
-            if match.source <= last:
-                self._stop("layers", f"layer {layer} is the dense model's {match.source}, and comes after its {last}")
-            last = match.source
-        sources = {match.source for match in matches}
-        self.dropped = tuple(layer for layer in range(self.source.num_layers) if layer not in sources)
-        changed = [layer for layer, match in enumerate(matches) if not match.exact]
-        words = f"{_listed(self.dropped)} of {self.source.num_layers} went, the others are there in their order"
-        if changed:
-            words += f"; of these {_listed(changed)} changed since, by a training or a merge"
-        self._found("layers", True, words)
 
     def _compare_tensors(
         self,
@@ -328,18 +245,18 @@ class _Pair:
         both = sorted(wanted.keys() & found.keys())
         changed = [name for name in both if not name.startswith(exact) and not same_tensor(wanted[name], found[name])]
         if missing:
-            self._found("tensors", False, f"{quoted(missing[0])} is missing")
+            self.found("tensors", False, f"{quoted(missing[0])} is missing")
         elif more:
-            self._found("tensors", False, f"{quoted(more[0])} is none of the dense model")
+            self.found("tensors", False, f"{quoted(more[0])} is none of the dense model")
         elif changed:
             words = f"{quoted(changed[0])} is not as in the dense model, {len(changed)} of {len(both)} are not"
-            self._found("tensors", False, words)
+            self.found("tensors", False, words)
         else:
             rounded = sorted({found[name].dtype for name in both if found[name].dtype != wanted[name].dtype})
             how = f"rounded to {', '.join(rounded)}" if rounded else "bit for bit"
             if self.folded:
                 how += f", {len(self.folded)} of them with layers folded in as the plan says"
-            self._found("tensors", True, f"all {len(both)} are those of the dense model, {how}")
+            self.found("tensors", True, f"all {len(both)} are those of the dense model, {how}")
 
     def _compare_configs(self, wanted: Any, found: Any) -> None:
         """Per-layer fields must be those of the layers that are left, and all others as they were."""
@@ -348,8 +265,8 @@ class _Pair:
             wrong, right = others.get(name), fields.get(name)
             if wrong != right:
                 words = f"{name} is {quoted(wrong)}, and must be {quoted(right)} for the layers that are left"
-                return self._found("configuration", False, words)
-        return self._found("configuration", True, f"all {len(fields)} fields are those of the layers that are left")
+                return self.found("configuration", False, words)
+        return self.found("configuration", True, f"all {len(fields)} fields are those of the layers that are left")
 
 
 def _renamed(tensors: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
@@ -376,7 +293,3 @@ def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
         else:
             flat[f"{before}{name}"] = list(each) if isinstance(each, tuple) else each
     return flat
-
-
-def _listed(layers: Collection[int]) -> str:
-    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"

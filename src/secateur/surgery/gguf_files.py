@@ -18,11 +18,11 @@ from secateur.errors import OutputError, PlanError, WriteError
 from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
 from secateur.surgery.files import CutReport, check_apart
-from secateur.surgery.gguf_header import MAGIC, Entry, Header, Tensor, padded, read_gguf, text_bytes
+from secateur.surgery.gguf_header import MAGIC, Entry, Header, padded, read_gguf, text_bytes
 from secateur.surgery.gguf_layers import BLOCK, count_layers, cut_entries
 from secateur.surgery.shards import StoredTensor
 
-__all__ = ["cut_gguf", "is_gguf"]
+__all__ = ["cut_gguf", "cut_header", "is_gguf"]
 
 
 def is_gguf(source: str | Path) -> bool:
@@ -66,19 +66,16 @@ def cut_gguf(
     header = read_gguf(path)
     num_layers, extra = count_layers(path, header)
     plan = _plan(dropped, num_layers)
-    kept = list(plan.kept)
-    blocks = [*kept, *range(num_layers, num_layers + extra)]
-    tensors = _renumbered(header, blocks)
-    cut = replace(header, entries=cut_entries(header, num_layers, kept, blocks), tensors=tuple(tensors.values()))
+    cut = cut_header(header, num_layers, extra, list(plan.kept))
     if not dry_run:
-        with _new_file(out) as file, (progress or Silent()).track("copying tensors", len(tensors)) as advance:
-            _write(path, file, header, cut, advance)
+        with _new_file(out) as file, (progress or Silent()).track("copying tensors", len(cut.tensors)) as advance:
+            _write(path, file, cut, advance)
     num_bytes = sum(tensor.num_bytes for tensor in cut.tensors)
     return CutReport(
         target=out,
         dropped=plan.dropped,
         num_layers=num_layers,
-        num_tensors=len(tensors),
+        num_tensors=len(cut.tensors),
         num_folded=0,
         num_bytes=num_bytes,
         removed_bytes=sum(tensor.num_bytes for tensor in header.tensors) - num_bytes,
@@ -98,27 +95,46 @@ def _plan(dropped: Collection[int] | PruningPlan, num_layers: int) -> PruningPla
     return plan
 
 
-def _renumbered(header: Header, blocks: list[int]) -> dict[str, Tensor]:
-    """The tensors that stay, by the names that they had, with the new ones and where they are now."""
+def cut_header(header: Header, num_layers: int, extra: int, kept: list[int]) -> Header:
+    """What the file says that has only some layers; its tensors have their new names, and lie where they are now.
+
+    Args:
+        header: of the dense file.
+        num_layers: its decoder layers.
+        extra: the blocks behind them, which stay.
+        kept: the layers that stay, ascending.
+
+    Raises:
+        UnsupportedModelError: if the kept layers could not be described in such a file.
+    """
+    blocks = [*kept, *range(num_layers, num_layers + extra)]
     new = {block: index for index, block in enumerate(blocks)}
-    kept = {}
+    tensors = []
     for tensor in header.tensors:
         block = BLOCK.match(tensor.name)
         if block is None:
-            kept[tensor.name] = tensor
+            tensors.append(tensor)
         elif (number := int(block[1])) in new:
-            kept[tensor.name] = replace(tensor, name=f"blk.{new[number]}.{tensor.name[block.end() :]}")
-    return kept
+            tensors.append(replace(tensor, name=f"blk.{new[number]}.{tensor.name[block.end() :]}"))
+    entries = (
+        _with_tensor_count(entry, len(header.tensors), len(tensors))
+        for entry in cut_entries(header, num_layers, kept, blocks)
+    )
+    return replace(header, entries=tuple(entries), tensors=tuple(tensors))
+
+
+def _with_tensor_count(entry: Entry, dense: int, cut: int) -> Entry:
+    """A file joined from parts goes on counting its tensors."""
+    return entry.with_number(cut) if entry.name == "split.tensors.count" and entry.value == dense else entry
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(source: Path, out: BinaryIO, dense: Header, cut: Header, done: Callable[[int], None]) -> None:
+def _write(source: Path, out: BinaryIO, cut: Header, done: Callable[[int], None]) -> None:
     """Write the header of `cut`, and its tensors from where they lie in `source`."""
-    entries = [_with_tensor_count(entry, len(dense.tensors), len(cut.tensors)) for entry in cut.entries]
-    raw = bytearray(MAGIC + struct.pack("<IQQ", cut.version, len(cut.tensors), len(entries)))
-    for entry in entries:
+    raw = bytearray(MAGIC + struct.pack("<IQQ", cut.version, len(cut.tensors), len(cut.entries)))
+    for entry in cut.entries:
         raw += text_bytes(entry.name) + struct.pack("<I", entry.kind) + entry.raw
     place = 0
     for tensor in cut.tensors:
@@ -133,11 +149,6 @@ def _write(source: Path, out: BinaryIO, dense: Header, cut: Header, done: Callab
         out.writelines(stored.chunks())
         out.write(b"\0" * (-tensor.num_bytes % cut.alignment))
         done(1)
-
-
-def _with_tensor_count(entry: Entry, dense: int, cut: int) -> Entry:
-    """A file joined from parts goes on counting its tensors."""
-    return entry.with_number(cut) if entry.name == "split.tensors.count" and entry.value == dense else entry
 
 
 def _check_output(out: Path, target: str | Path, overwrite: bool) -> None:
