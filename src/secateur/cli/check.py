@@ -45,15 +45,14 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     from secateur.errors import ProofError
     from secateur.report.check_table import show_check
     from secateur.report.console import results_console
-    from secateur.surgery.gguf_files import is_gguf
+    from secateur.surgery.gguf_files import looks_like_gguf
 
     if options["prompt_tokens"] < 2:
         raise RequestError(f"--prompt-tokens must be 2 or more, not {options['prompt_tokens']}")
-    in_one_file = [path for path in (options["model"], options["pruned"]) if is_gguf(path)]
+    in_one_file = [path for path in (options["model"], options["pruned"]) if looks_like_gguf(path)]
     if len(in_one_file) == 1:
         raise RequestError(
-            f"{in_one_file[0]} is a single file, as GGUF models are, and the other is none; give two checkpoints, or two "
-            "GGUF files"
+            f"{in_one_file[0]} is a GGUF file, and the other is none; give two checkpoints, or two GGUF files"
         )
     check = (_of_gguf_files if in_one_file else _of_checkpoints)(options, progress)
     if options["json"]:

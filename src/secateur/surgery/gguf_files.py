@@ -20,15 +20,22 @@ from secateur.progress import Progress, Silent
 from secateur.surgery.files import CutReport, check_apart
 from secateur.surgery.gguf_header import MAGIC, Entry, Header, padded, read_gguf, text_bytes
 from secateur.surgery.gguf_layers import BLOCK, count_layers, cut_entries
-from secateur.surgery.shards import StoredTensor
+from secateur.surgery.shards import StoredTensor, reading
 
-__all__ = ["cut_gguf", "cut_header", "is_gguf"]
+__all__ = ["cut_gguf", "cut_header", "is_gguf", "looks_like_gguf"]
 
 
 def is_gguf(source: str | Path) -> bool:
     """Whether a model is given as one file, which can only be a GGUF file."""
     path = Path(source).expanduser()
     return path.suffix == ".gguf" or path.is_file()
+
+
+def looks_like_gguf(source: str | Path) -> bool:
+    """Whether a model is a GGUF file by its name or by how it begins."""
+    path = Path(source).expanduser()
+    with reading(path):
+        return path.suffix == ".gguf" or (path.is_file() and _begins_like_gguf(path))
 
 
 def cut_gguf(
