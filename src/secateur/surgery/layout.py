@@ -11,7 +11,7 @@ import copy
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,7 +273,7 @@ def _loader(folder: Path, config: Any, trust_remote_code: bool) -> Callable[...,
             model, report = type(built).from_pretrained(
                 None,
                 config=plain(config),
-                state_dict={name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()},
+                state_dict={name: _without_data(tensor.shape) for name, tensor in tensors.items()},
                 device_map="meta",
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -287,6 +287,21 @@ def _loader(folder: Path, config: Any, trust_remote_code: bool) -> Callable[...,
         )
 
     return load
+
+
+class _NoData(torch.Tensor):
+    """A tensor on the meta device that stays there.
+
+    transformers puts together on the CPU what is too large for any other device, and a tensor without data cannot go there.
+    """
+
+    def to(self, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> torch.Tensor:
+        """The same shape without data, wherever it is asked for."""
+        return torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
+
+
+def _without_data(shape: Sequence[int]) -> torch.Tensor:
+    return torch.empty(shape, device="meta").as_subclass(_NoData)
 
 
 def _known_as_unread(model: Any, names: Collection[str]) -> frozenset[str]:
