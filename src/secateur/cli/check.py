@@ -11,7 +11,6 @@ from secateur.errors import RequestError
 
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
-
     from secateur.surgery.findings import Check
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
