@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import check_file, print_json
+from secateur.cli.options import check_file, print_json, say_next
 
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
@@ -24,7 +24,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there and no page of a report")
 
 
-def run(options: dict[str, Any], _progress: Any, _: list[str]) -> None:
+def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
     from secateur.errors import OutputError
     from secateur.report.page import distinct_names, is_page, load_run, report_page
@@ -41,3 +41,4 @@ def run(options: dict[str, Any], _progress: Any, _: list[str]) -> None:
         print_json({"out": options["out"]})
     else:
         print(f"the report is in {options['out']}; open it in any browser")
+        say_next(progress, "eval", *options["runs"], "--data", "SPEC")

@@ -11,9 +11,9 @@ from secateur.report.html import Html, el
 
 __all__ = ["Bar", "Point", "bars", "heat_map", "lines", "scatter"]
 
-_WIDTH, _HEIGHT = 720, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 22, 38, 46  # with room for the larger letters on a phone
-_LABEL = 34  # a label of an axis, with its letters that large
+_WIDTH, _HEIGHT = 720, 306
+_LEFT, _RIGHT, _TOP, _BOTTOM = 86, 22, 48, 66  # with room for the larger letters on a phone
+_LABEL, _BELOW = 40, 29  # a label of an axis, with its letters that large: how wide, and how far below the axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,8 @@ class _Axis:
 def bars(values: Sequence[Bar], *, title: str, x_title: str, y_title: str) -> Html:
     """Bars from left to right; on a logarithmic axis where they differ by more than a thousand times.
 
-    The marks can be walked through with the arrow keys, and put in the order of their values.
+    The marks can be walked through with the arrow keys, and put in the order of their values. Each has a band of the whole
+    height, which can be pointed at and shows where a bar is, however low.
     """
     finite = [bar.value for bar in values if math.isfinite(bar.value)] or [0.0]
     positive = [value for value in finite if value > 0]
@@ -81,13 +82,13 @@ def bars(values: Sequence[Bar], *, title: str, x_title: str, y_title: str) -> Ht
     base, marks = axis(max(low, 0.0) if not log else low), []
     for place, bar in enumerate(values):
         top = axis(min(max(bar.value, low), axis.high)) if math.isfinite(bar.value) else base
-        shape = el(
-            "rect", x=round(-width / 2, 1), y=min(top, base), width=width, height=max(1.0, round(abs(base - top), 1))
-        )
-        label = el("text", bar.label, y=_HEIGHT - _BOTTOM + 20, class_="tick") if place % every == 0 else Html("")
+        left, tall = round(-width / 2, 1), max(1.0, round(abs(base - top), 1))
+        band = el("rect", x=left, y=_TOP, width=width, height=_HEIGHT - _BOTTOM - _TOP, class_="band")
+        shape = el("rect", x=left, y=min(top, base), width=width, height=tall, class_="bar")
+        label = el("text", bar.label, y=_HEIGHT - _BOTTOM + _BELOW, class_="tick") if place % every == 0 else Html("")
         marks.append(
             el(
-                "g", el("title", bar.says), shape, label, class_=f"mark {bar.kind}", role="img", aria_label=bar.says,
+                "g", el("title", bar.says), band, shape, label, class_=f"mark {bar.kind}", role="img", aria_label=bar.says,
                 tabindex=0 if place == 0 else -1, data_value=bar.value if math.isfinite(bar.value) else 0,
                 transform=f"translate({round(_LEFT + (place + 0.5) * pitch, 1)} 0)",
             )
@@ -171,7 +172,7 @@ def heat_map(
     bottom = _TOP + len(kept) * high
     every = max(1, math.ceil(_LABEL / wide))
     labels = [
-        el("text", column, x=round(_LEFT + (column + 0.5) * wide, 1), y=round(bottom + 20, 1), class_="tick")
+        el("text", column, x=round(_LEFT + (column + 0.5) * wide, 1), y=round(bottom + _BELOW, 1), class_="tick")
         for column in range(0, len(rows[0]), every)
     ]
     ends = [
@@ -235,7 +236,8 @@ def _y_ticks(axis: _Axis) -> list[Html]:
 
 def _x_ticks(axis: _Axis, write: Callable[[float], str] | None = None) -> list[Html]:
     return [
-        el("text", write(value) if write else text, x=axis(value), y=_HEIGHT - _BOTTOM + 20, class_="tick", aria_hidden="true")
+        el("text", write(value) if write else text, x=axis(value), y=_HEIGHT - _BOTTOM + _BELOW, class_="tick",
+           aria_hidden="true")
         for value, text in axis.ticks()
     ]  # fmt: skip
 
@@ -256,8 +258,8 @@ def _drawing(
     With `says` it is one image to a screen reader, and those are its words; without it, each mark speaks for itself.
     """
     names = [
-        el("text", x_title, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=height - 6, class_="axis", aria_hidden="true"),
-        el("text", y_title, x=2, y=20, class_="axis start", aria_hidden="true"),
+        el("text", x_title, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=height - 9, class_="axis", aria_hidden="true"),
+        el("text", y_title, x=2, y=24, class_="axis start", aria_hidden="true"),
     ]
     role, label = ("group", title) if says is None else ("img", f"{title}: {says}")
     svg = el(
