@@ -481,6 +481,26 @@ def test_a_damaged_file_of_the_work_is_named_with_the_remedy(
         run(tiny_checkpoint, text, out, "laco", resume=True)
 
 
+@pytest.mark.parametrize("name", ["plan.json", "plan.json.sha256"])
+def test_a_plan_that_is_another_than_was_written_is_not_gone_on_from(
+    name: str, tiny_checkpoint: Path, text: TextSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte that a disk has turned over leaves a plan that reads well, of other layers."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        stop(patched, pipeline, "write_and_prove")
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_checkpoint, text, out, "laco")
+    file = work_directory(out) / name
+    if name == "plan.json":
+        plan = json.loads(file.read_text())
+        file.write_text(json.dumps({**plan, "order": [(layer + 1) % 6 for layer in plan["order"]]}))
+    else:
+        file.write_text("0" * 64)
+    with pytest.raises(RequestError, match=r"plan\.json is damaged.*remove .*out\.work to start over"):
+        run(tiny_checkpoint, text, out, "laco", resume=True)
+
+
 def test_no_token_is_in_what_was_asked_for(tiny_checkpoint: Path, text: TextSettings, tmp_path: Path) -> None:
     recovery = Recovery(recover="lora", recover_tokens=8 * 32, recover_trainer={"run_name": "hf_abcdefghijklmnop"})
     out = tmp_path / "out"

@@ -593,9 +593,14 @@ def test_run_that_goes_on_from_the_scorings_adapters_is_resumed_to_the_same_byte
         stop(monkeypatch, task_workbench.TaskWorkbench, "fine_tune_", after=False)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_checkpoint, data, tmp_path / "out", **going_on)
-    kept = load_file(work_directory(tmp_path / "out") / "adapters.safetensors")
+    file = work_directory(tmp_path / "out") / "adapters.safetensors"
+    kept, content = load_file(file), file.read_bytes()
     assert kept
     assert all(".lora_" in name for name in kept)
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(RequestError, match=r"adapters\.safetensors is damaged"):
+        run(tiny_checkpoint, data, tmp_path / "out", resume=True, **going_on)
+    file.write_bytes(content)
     result = run(tiny_checkpoint, data, tmp_path / "out", resume=True, **going_on)
     for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (result.path / file).read_bytes() == (whole.path / file).read_bytes()

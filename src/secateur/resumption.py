@@ -3,6 +3,7 @@
 ```
 OUT.work/request.json        what was asked for; another request does not go on from here
 OUT.work/NAME.json           a phase whose result is small: figures, a plan; always written
+OUT.work/plan.json           what is cut; a phase after it goes on from it
 OUT.work/adapters.safetensors  what the fine-tuning goes on from, where that is asked for
 OUT.work/NAME/               a phase whose result is weights; `result.json` and `weights.safetensors`
 OUT.work/NAME-training/      the Trainer's checkpoints inside a phase, see `secateur.training.checkpoints`
@@ -10,7 +11,7 @@ OUT.work/run.log             the run's log, which ends up in the output
 ```
 
 A phase is there whole or not at all: its file or directory is written under another name, flushed to the disk, and renamed.
-Weights are those that were written, by their sha256, or are made again.
+Weights are those that were written, by their sha256, or are made again; a plan and adapters are, or the run is to start over.
 Weights take space and time, so they are written where making them took `Keeping.minutes` or more; what is not there is done
 again, from the phase before and with the same seed, to the same bytes.
 """
@@ -48,7 +49,8 @@ logger = logging.getLogger(__name__)
 
 _REQUEST, _LOG, _PLAN, _ADAPTERS = "request.json", "run.log", "plan.json", "adapters.safetensors"
 _RESULT, _WEIGHTS = "result.json", "weights.safetensors"
-_NOTHING = {_REQUEST, _LOG, _PLAN, _ADAPTERS, "plan.masks.safetensors"}
+_SEAL = ".sha256"
+_NOTHING = {_REQUEST, _LOG, _PLAN, _PLAN + _SEAL, _ADAPTERS, _ADAPTERS + _SEAL, "plan.masks.safetensors"}
 """What there is before a phase is done."""
 
 _OTHERS = "another process is at the run in {}; wait for it, or choose another --out"
@@ -139,16 +141,15 @@ class Work:
 
     def keep_plan(self, plan: PruningPlan) -> None:
         """Write the plan, for a phase that is about to be done with it."""
-
-        def write() -> None:
-            with self._writing(_PLAN):
-                plan.save(self.folder / _PLAN)
-
-        by_first(write)
+        by_first(lambda: self._keep(_PLAN, plan.save))
 
     def kept_plan(self) -> PruningPlan:
-        """The plan that was kept last."""
-        return PruningPlan.load(self.folder / _PLAN)
+        """The plan that was kept last.
+
+        Raises:
+            RequestError: if it is not as it was written.
+        """
+        return PruningPlan.load(by_first(lambda: self._kept(_PLAN)))
 
     def once_with_weights_(
         self,
@@ -194,17 +195,34 @@ class Work:
     def keep_adapters(self, adapters: Mapping[str, Tensor]) -> None:
         """Write adapters to go on with, in the same way."""
 
-        def write() -> None:
-            with self._writing(_ADAPTERS):
-                found = {name: tensor.cpu().contiguous() for name, tensor in adapters.items()}
-                save_file(found, self.folder / _ADAPTERS)
-                flush(self.folder / _ADAPTERS)
+        def write(file: Path) -> None:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in adapters.items()}, file)
+            flush(file)
 
-        by_first(write)
+        by_first(lambda: self._keep(_ADAPTERS, write))
 
     def kept_adapters(self) -> dict[str, Tensor]:
-        """The adapters that were kept last."""
-        return dict(load_file(self.folder / _ADAPTERS))
+        """The adapters that were kept last.
+
+        Raises:
+            RequestError: if they are not as they were written.
+        """
+        return dict(load_file(by_first(lambda: self._kept(_ADAPTERS))))
+
+    def _keep(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write a file that a later phase goes on from, and its sha256."""
+        file = self.folder / name
+        with self._writing(name):
+            write(file)
+            write_text(file.with_name(name + _SEAL), sha256(file))
+
+    def _kept(self, name: str) -> Path:
+        """Such a file, as it was written."""
+        file = self.folder / name
+        seal = file.with_name(name + _SEAL)
+        if not (file.is_file() and seal.is_file() and sha256(file) == seal.read_text(encoding="utf-8")):
+            raise _damaged(file)
+        return file
 
     def training(self, name: str) -> Keeping:
         """Where a training inside a phase keeps its checkpoints."""
@@ -270,9 +288,11 @@ def _sound(file: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]
     try:
         return read(file)
     except (ValueError, TypeError) as error:
-        raise RequestError(
-            f"{file} is damaged, so that the run cannot go on from it; remove {file.parent} to start over"
-        ) from error
+        raise _damaged(file) from error
+
+
+def _damaged(file: Path) -> RequestError:
+    return RequestError(f"{file} is damaged, so that the run cannot go on from it; remove {file.parent} to start over")
 
 
 def _result_with_weights(folder: Path) -> dict[str, Any] | None:
