@@ -174,3 +174,17 @@ def test_budget_below_a_window_is_refused_before_anything_is_measured(
             recovery=Recovery(recover="full", recover_tokens=31),
         )  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+def test_what_trainings_report_to_tensorboard_is_kept_step_by_step(
+    tiny_checkpoint: Path, text: TextSettings, tmp_path: Path
+) -> None:
+    """The losses that TensorBoard reads are those of the record."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    to_it = {"report_to": "tensorboard"}
+    record = pruned(tiny_checkpoint, text, tmp_path / "out", recover="full", recover_trainer=to_it).record
+    (file,) = (tmp_path / "out" / "secateur" / "runs").glob("recovered-training/*/events.*")
+    events = accumulator.EventAccumulator(str(file)).Reload().Scalars("train/loss")
+    assert [event.step for event in events] == [step["step"] + 1 for step in record["recovery"]["losses"]]
+    losses = [step["loss"] for step in record["recovery"]["losses"]]
+    assert [event.value for event in events] == pytest.approx(losses, rel=1e-6)
