@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from secateur.errors import DataError, RequestError
-from secateur.evaluation.likelihood import log_likelihoods
+from secateur.evaluation.likelihood import log_likelihoods, num_sequences
 from tiny_families import FAMILIES, build
 
 PAIRS = [
@@ -92,6 +92,7 @@ def test_options_of_one_token_share_one_pass(tiny_model, tiny_tokenizer):
     with counted(tiny_model) as shapes:
         shared = nats(tiny_model, tiny_tokenizer, pairs)
     assert shapes == [(2, 14)]  # "is it a or b?" and the space, which are read, and of eight letters none
+    assert num_sequences(tiny_model, tiny_tokenizer, pairs) == 2
     assert shared == pytest.approx(by_hand(tiny_model, tiny_tokenizer, pairs), rel=1e-5)
     alone = [nats(tiny_model, tiny_tokenizer, [pair])[0] for pair in pairs]
     assert shared == pytest.approx(alone, rel=1e-6)

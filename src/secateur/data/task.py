@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from secateur.data.examples import Examples
     from secateur.data.tokens import TokenBatches
 
-__all__ = ["Task", "TaskSettings", "calibration_windows", "windows_of"]
+__all__ = ["Task", "TaskSettings", "calibration_shape", "calibration_windows", "num_held_out", "windows_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -152,10 +152,9 @@ def windows_of(examples: Examples, tokenizer: Any, *, sequence_length: int, num_
     from secateur.data.tokens import TokenBatches, tokenize
 
     stream = tokenize(examples.texts(), tokenizer)
-    length = min(sequence_length, len(stream))
+    count, length = _shape(len(stream), sequence_length, num_sequences)
     if length < 2:
         raise DataError(f"{examples.spec} has {len(stream)} tokens in all; give more examples")
-    count = min(len(stream) // length, num_sequences)
     return TokenBatches(input_ids=stream[: count * length].view(count, length), batch_size=4, spec=examples.spec)
 
 
@@ -167,8 +166,23 @@ def calibration_windows(examples: Examples, model: Any, tokenizer: Any) -> Token
     return windows_of(examples, tokenizer, sequence_length=length, num_sequences=_MOST_WINDOWS)
 
 
+def calibration_shape(num_tokens: int, context: int | None) -> tuple[int, int]:
+    """How many such windows there are in a text of so many tokens, and of how many tokens each."""
+    return _shape(num_tokens, min(_WINDOW, context or _WINDOW), _MOST_WINDOWS)
+
+
+def _shape(num_tokens: int, sequence_length: int, num_sequences: int) -> tuple[int, int]:
+    length = min(sequence_length, num_tokens)
+    return min(num_tokens // max(length, 1), num_sequences), length
+
+
 def _task_of(examples: Examples) -> str:
     return "classification" if examples.labels else examples.kind
+
+
+def num_held_out(num_examples: int) -> int:
+    """How many of so many examples are held out where data has no split for that."""
+    return max(1, min(_MOST_HELD_OUT, int(_HELD_OUT * num_examples)))
 
 
 def _share_of(examples: Examples) -> int:
@@ -177,7 +191,7 @@ def _share_of(examples: Examples) -> int:
             f"{examples.spec} has {len(examples)} examples from which to hold some out; give three or more in all, or name "
             "test and validation data"
         )
-    return max(1, min(_MOST_HELD_OUT, int(_HELD_OUT * len(examples))))
+    return num_held_out(len(examples))
 
 
 def _without(examples: Examples, others: Examples) -> Examples:

@@ -8,6 +8,7 @@ counted while it lives.
 from __future__ import annotations
 
 import copy
+import inspect
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from secateur.loading import quiet_transformers
 from secateur.step import Step
 from secateur.training.distillation import distillation_loss
 
-__all__ = ["Footprint", "dry_run", "forward_flops"]
+__all__ = ["Footprint", "dry_run", "forward_flops", "last_logits"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,14 @@ def dry_run(
         return _run(config, step, shape, dtype, precision, memory)
 
 
-def forward_flops(config: Any, *, sequences: int, tokens: int) -> int:
-    """Floating-point operations of a forward pass, logits of all tokens included.
+def forward_flops(config: Any, *, sequences: int, tokens: int, logits: int | None = None) -> int:
+    """Floating-point operations of a forward pass.
+
+    Args:
+        config: of the model.
+        sequences: rows.
+        tokens: tokens of a row.
+        logits: positions of a row whose logits are made, where the model can leave the others out; all if None.
 
     Raises:
         ModelError: if the model cannot be run so.
@@ -97,8 +104,16 @@ def forward_flops(config: Any, *, sequences: int, tokens: int) -> int:
     with _without_data(config), torch.no_grad():
         model = _build(config, torch.float32)
         with flop_counter() as counter:  # of the training steps it would hold on to what they let go
-            model(input_ids=torch.zeros(sequences, tokens, dtype=torch.long), use_cache=False)
+            ids = torch.zeros(sequences, tokens, dtype=torch.long)
+            model(input_ids=ids, use_cache=False, **last_logits(model, logits, tokens))
     return int(counter.get_total_flops())
+
+
+def last_logits(model: Any, logits: int | None, tokens: int) -> dict[str, int]:
+    """What a model is told to make the logits of so many of its tokens alone; nothing if it cannot, or saves nothing by it."""
+    if logits is None or logits >= tokens - 1 or "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return {}
+    return {"logits_to_keep": logits}
 
 
 @contextmanager
@@ -125,20 +140,22 @@ def _run(
 ) -> Footprint:
     decoder = Decoder(_build(config, dtype), verify=False)
     teacher = _build(config, dtype).requires_grad_(False) if step.teacher else None
-    weights = _bytes(decoder.model.parameters())
+    gone = range(decoder.num_layers - step.without, decoder.num_layers)
+    away = sum(_bytes(decoder.layers[layer].parameters()) for layer in gone) if step.cut else 0
+    weights = _bytes(decoder.model.parameters()) - away
     trained = _trained(decoder, step)
     memory.restart()
     autocast = torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None)
-    gone = range(decoder.num_layers - step.without, decoder.num_layers)
     with autocast, decoder.bypass(gone):
         _pass(decoder, teacher, torch.zeros(shape, dtype=torch.long), step, trained)
-    step_bytes = memory.peak
+    step_bytes = memory.peak - away
     memory.restart()
     trained_bytes, update_bytes, moments_bytes = _bytes(trained), 0, 0
     if trained and step.optimizer:
         torch.optim.AdamW(trained, lr=0.0, foreach=False).step()
         moments_bytes = round(step.moments * trained_bytes)
-        update_bytes = memory.peak - 2 * trained_bytes + moments_bytes  # another optimiser is as AdamW otherwise
+        # Another optimiser is as AdamW otherwise.
+        update_bytes = memory.peak - away - 2 * trained_bytes + moments_bytes
     return Footprint(
         weights_bytes=weights,
         trained_bytes=trained_bytes,
@@ -154,12 +171,15 @@ def _pass(decoder: Decoder, teacher: Any, ids: Tensor, step: Step, trained: Sequ
     """Forward, and backward if anything is trained."""
     if not trained:
         with torch.no_grad():
-            _loss(decoder.model, teacher, ids)
+            if told := last_logits(decoder.model, step.logits, ids.shape[1]):
+                decoder.model(input_ids=ids, use_cache=False, **told)  # the losses are taken row by row
+            else:
+                _loss(decoder.model, teacher, ids, None)
     elif step.trains == "gates":
         with decoder.gate(trained[0]):
-            _loss(decoder.model, teacher, ids).backward()  # type: ignore[no-untyped-call]
+            _loss(decoder.model, teacher, ids, step.logits).backward()  # type: ignore[no-untyped-call]
     else:
-        _loss(decoder.model, teacher, ids).backward()  # type: ignore[no-untyped-call]
+        _loss(decoder.model, teacher, ids, step.logits).backward()  # type: ignore[no-untyped-call]
 
 
 def _build(config: Any, dtype: torch.dtype) -> Any:
@@ -212,8 +232,11 @@ def _lora_(layers: Iterable[nn.Module], rank: int) -> list[Tensor]:
     return adapters
 
 
-def _loss(model: Any, teacher: Any, ids: Tensor) -> Tensor:
+def _loss(model: Any, teacher: Any, ids: Tensor, kept: int | None) -> Tensor:
     """Next-token cross-entropy, and the distance to the teacher's distribution where there is one."""
+    if kept and (told := last_logits(model, kept, ids.shape[1])):
+        logits = model(input_ids=ids, use_cache=False, **told).logits.float().flatten(0, 1)
+        return functional.cross_entropy(logits, ids[:, -kept:].flatten())
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float().flatten(0, 1)
     loss = functional.cross_entropy(logits, ids[:, 1:].flatten())
     if teacher is not None:

@@ -14,6 +14,7 @@ import torch
 
 from secateur.depth import layer_count
 from secateur.errors import RequestError, SecateurError
+from secateur.estimation.dry_run import last_logits
 from secateur.evaluation.flops import flop_counter
 from secateur.loading import quiet_transformers
 from secateur.surgery.config import remove_layers_from_config_
@@ -84,7 +85,13 @@ def hardware_named(name: str) -> Hardware:
 
 
 def hardware_here(
-    config: Any, *, sequences: int, tokens: int, dtype: torch.dtype, precision: torch.dtype | None = None
+    config: Any,
+    *,
+    sequences: int,
+    tokens: int,
+    dtype: torch.dtype,
+    precision: torch.dtype | None = None,
+    logits: int | None = None,
 ) -> Hardware:
     """This machine, timed on forward passes of the model's first two and four layers, with random weights.
 
@@ -97,6 +104,7 @@ def hardware_here(
         tokens: tokens of a row.
         dtype: of the weights.
         precision: autocast dtype; the weights' own if None.
+        logits: positions of a row whose logits are made, where the model can leave the others out; all if None.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ids = torch.zeros(sequences, tokens, dtype=torch.long, device=device)
@@ -104,12 +112,13 @@ def hardware_here(
     with torch.no_grad(), autocast:
         few = [_first_layers(config, min(count, layer_count(config))) for count in _TIMED_LAYERS]
         models = {layer_count(each): _model_on(each, dtype, device) for each in few}  # one if it cannot be cut
-        flops = {count: _flops(model, ids) for count, model in models.items()}  # warms up, too
+        how = {"use_cache": False, **last_logits(next(iter(models.values())), logits, tokens)}
+        flops = {count: _flops(model, ids, how) for count, model in models.items()}  # warms up, too
         laps: dict[int, list[float]] = {count: [] for count in models}
         for _ in range(_ROUNDS):
             for count, model in models.items():
                 start = time.perf_counter()
-                model(input_ids=ids, use_cache=False).logits[0, -1, 0].item()
+                model(input_ids=ids, **how).logits[0, -1, 0].item()
                 laps[count].append(time.perf_counter() - start)
     num_layers = layer_count(config)
     seconds = _extrapolated({count: median(times) for count, times in laps.items()}, num_layers)
@@ -135,9 +144,9 @@ def _extrapolated(of_layers: dict[int, float], num_layers: int) -> float:
     return most + max(0.0, most - least) / (more - few) * (num_layers - more)
 
 
-def _flops(model: Any, ids: torch.Tensor) -> float:
+def _flops(model: Any, ids: torch.Tensor, how: dict[str, Any]) -> float:
     with flop_counter() as counter:
-        model(input_ids=ids, use_cache=False)
+        model(input_ids=ids, **how)
     return float(counter.get_total_flops())
 
 

@@ -22,7 +22,7 @@ from secateur.progress import Progress, Silent
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LogLikelihood", "autocast", "log_likelihoods"]
+__all__ = ["LogLikelihood", "autocast", "log_likelihoods", "num_sequences"]
 
 _SILENT = Silent()
 
@@ -81,7 +81,7 @@ def log_likelihoods(
     encoded = encode_pairs(model, tokenizer, pairs, limit=context_length(model, max_length))
     sharing: dict[tuple[int, ...], list[int]] = {}  # sequence → the pairs it scores
     for index, pair in enumerate(encoded):
-        sharing.setdefault((*pair.context, *pair.completion[:-1]), []).append(index)
+        sharing.setdefault(_read(pair), []).append(index)
     sequences = sorted(sharing, key=len, reverse=True)  # longest first: memory runs out at once or not at all
     batches = [
         {sequence: sharing[sequence] for sequence in sequences[start : start + batch_size]}
@@ -100,6 +100,27 @@ def log_likelihoods(
         LogLikelihood(nats=value, num_tokens=len(pair.completion), cut=pair.cut)
         for value, pair in zip(nats, encoded, strict=True)
     ]
+
+
+def num_sequences(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    max_length: int | None = None,
+) -> int:
+    """How many sequences `log_likelihoods` reads for such pairs.
+
+    Raises:
+        DataError: as `log_likelihoods`.
+    """
+    encoded = encode_pairs(model, tokenizer, pairs, limit=context_length(model, max_length))
+    return len({_read(pair) for pair in encoded})
+
+
+def _read(pair: Encoded) -> tuple[int, ...]:
+    """What is read of a pair: the last token is only predicted."""
+    return (*pair.context, *pair.completion[:-1])
 
 
 def autocast(model: PreTrainedModel, precision: torch.dtype | None) -> torch.autocast:

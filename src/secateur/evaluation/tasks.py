@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
     from secateur.data.examples import Examples
 
-__all__ = ["Metric", "check_metric", "choice_accuracy", "completion_perplexity", "task_score"]
+__all__ = ["BATCH_SIZE", "Metric", "check_metric", "choice_accuracy", "completion_perplexity", "task_score"]
 
 Metric = Literal["auto", "accuracy", "perplexity", "generation"]
 
-_BATCH_SIZE = 16
+BATCH_SIZE = 16
+"""Sequences a batch, where nothing else is asked for."""
 
 
 def check_metric(metric: Metric, examples: Examples) -> None:
@@ -93,7 +94,7 @@ def choice_accuracy(
     tokenizer: PreTrainedTokenizerBase,
     examples: Examples,
     *,
-    batch_size: int = _BATCH_SIZE,
+    batch_size: int = BATCH_SIZE,
     max_length: int | None = None,
     precision: torch.dtype | None = None,
     progress: Progress | None = None,
@@ -159,7 +160,7 @@ def completion_perplexity(
     tokenizer: PreTrainedTokenizerBase,
     examples: Examples,
     *,
-    batch_size: int = _BATCH_SIZE,
+    batch_size: int = BATCH_SIZE,
     max_length: int | None = None,
     precision: torch.dtype | None = None,
     progress: Progress | None = None,

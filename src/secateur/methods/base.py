@@ -12,7 +12,7 @@ from secateur.errors import RequestError
 from secateur.plan import LayerScores, PruningPlan
 from secateur.processes import share_out
 from secateur.progress import Progress, Silent
-from secateur.step import Step
+from secateur.step import RowSize, Step
 
 if TYPE_CHECKING:
     import torch
@@ -198,6 +198,18 @@ class Method(ABC):
     def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:  # noqa: ARG002
         """What `plan` and `prepare_` will use."""
         return Cost(choose_tokens=data.num_tokens)
+
+    def cost_on_task(
+        self,
+        num_layers: int,
+        drop: int,
+        rows: RowSize,  # noqa: ARG002  for methods that look at examples one by one
+        data: TokenBatches,
+        *,
+        total_steps: int,  # noqa: ARG002
+    ) -> Cost:
+        """What `plan_on_task` and `prepare_` will use, on windows `data` and examples as long as `rows` says."""
+        return self.cost(num_layers, drop, data)
 
     def options(self) -> dict[str, Any]:
         """The settings, as they go into a plan."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from secateur.methods.base import Cost, Method, Run, Step
 from secateur.plan import PruningPlan
 from secateur.settings import AbsorbForm, Merge, Reduction, check_at_least, check_choices
+from secateur.step import ADAPTERS_ONLY, FORWARD_AND_BACKWARD, RowSize
 from secateur.training.scoring import Scoring, score_layers
 from secateur.training.settings import rows_at_once
 
@@ -171,15 +172,33 @@ class GradPruner(Scoring, Method):
 
     def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:  # noqa: ARG002
         """Steps run forward and backward, for the adapters alone; the factors are kept in memory."""
-        steps = self.num_scoring_steps(math.ceil(data.num_sequences / self.scoring_batch))
-        tokens = steps * self.scoring_batch * data.sequence_length
-        full = self.gradients == "full"
+        windows = RowSize(mean=data.sequence_length, longest=data.sequence_length, learnt=data.sequence_length)
+        return self._cost(windows, data, math.ceil(data.num_sequences / self.scoring_batch))
+
+    def cost_on_task(
+        self,
+        num_layers: int,  # noqa: ARG002
+        drop: int,  # noqa: ARG002
+        rows: RowSize,
+        data: TokenBatches,
+        *,
+        total_steps: int,
+    ) -> Cost:
+        """The same on the examples."""
+        return self._cost(rows, data, total_steps)
+
+    def _cost(self, rows: RowSize, data: TokenBatches, total_steps: int) -> Cost:
+        steps, full = self.num_scoring_steps(total_steps), self.gradients == "full"
+        at_once = rows_at_once(self.scoring_batch, self.scoring_batch)
+        passes = FORWARD_AND_BACKWARD if full else ADAPTERS_ONLY
         return Cost(
-            choose_tokens=tokens * (3.3 if full else 2.3),
+            choose_tokens=steps * self.scoring_batch * rows.padded(at_once) * passes,
             prepare_tokens=1.6 * data.num_tokens if self.absorb else 0.0,
             choosing=Step(
                 trains="full" if full else "lora",
-                sequences=rows_at_once(self.scoring_batch, self.scoring_batch),
+                sequences=at_once,
+                tokens=rows.longest,
+                logits=rows.logits(at_once),
                 lora_rank=self.scoring_rank,
                 trained_copies=1.0 if full else steps * float(self._merges_any()),  # squares, or every step's factors
                 copies=float(full),  # the weights that come back

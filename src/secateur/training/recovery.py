@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from secateur.errors import RequestError
 from secateur.settings import check_above_zero, check_at_least, check_choices, check_divides
-from secateur.step import Step
+from secateur.step import ADAPTERS_ONLY, FORWARD_AND_BACKWARD, Step
 from secateur.training.settings import RemovalTraining
 from secateur.training.trainer_options import check_trainer_options
 
@@ -46,12 +46,6 @@ _KINDS_OF: dict[str, tuple[str, ...]] = {
 
 _WARM_UP = 0.1
 """Share of the steps over which the learning rate rises; ELDeR's second stage has the same."""
-
-_FORWARD_AND_BACKWARD = 3.3
-"""What a training step costs, in forward passes on the same tokens, where every weight is trained."""
-
-_ADAPTERS_ONLY = 2.3
-"""The same where gradients only pass through."""
 
 _HEAD = 0.2
 """Share of the model's weights in its head and final norm, at most: that of a small model with a large vocabulary."""
@@ -163,10 +157,10 @@ class Recovery:
         left = 1 - drop / num_layers
         return {
             "none": 0.0,
-            "lora": _ADAPTERS_ONLY * left,
-            "partial": left + _ADAPTERS_ONLY * self._trained_share(num_layers, drop),
-            "full": _FORWARD_AND_BACKWARD * left,
-            "distill": _FORWARD_AND_BACKWARD * left + 1,
+            "lora": ADAPTERS_ONLY * left,
+            "partial": left + ADAPTERS_ONLY * self._trained_share(num_layers, drop),
+            "full": FORWARD_AND_BACKWARD * left,
+            "distill": FORWARD_AND_BACKWARD * left + 1,
         }[self.recover]
 
     def step(self, drop: int) -> Step | None:

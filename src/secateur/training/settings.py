@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from secateur.errors import RequestError
 from secateur.processes import count
 from secateur.settings import check_above_zero, check_at_least, check_choices, check_divides, check_shares
-from secateur.step import Step
+from secateur.step import ADAPTERS_ONLY, FORWARD_AND_BACKWARD, RowSize, Step
 from secateur.training.trainer_options import check_trainer_options
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ RESUME = "resume_from_checkpoint"
 """An argument of `Trainer.train` that a removal takes beside those of the Trainer itself."""
 
 _FULL_RATE, _LORA_RATE = 2e-5, 2e-4
+_MICRO_BATCH = 4
 _OURS = {
     "num_train_epochs": "that is epochs",
     "max_steps": "that is max_steps",
@@ -118,7 +120,7 @@ class RemovalTraining:
             sequences=rows_at_once(self.sequences_per_step, self.micro_batch or self.sequences_per_step),
             without=without,
             teacher=self.distil > 0,
-            checkpointing=any(self.trainer.get(f"{name}_checkpointing") for name in ("gradient", "activation")),
+            checkpointing=_checkpoints(self.trainer),
             moments=_moments(str(self.trainer.get("optim", ""))),
             lora_rank=self.lora_rank,
             partial_layers=self.partial_layers,
@@ -208,6 +210,45 @@ class FineTuning:
     def num_steps(self, num_examples: int) -> int:
         """Optimiser steps on so many examples."""
         return self.max_steps or max(1, math.ceil(self.epochs * math.ceil(num_examples / self.batch_size)))
+
+    def steps_of_epoch(self, num_examples: int) -> int:
+        """Optimiser steps between two validations: a pass over so many examples, or all steps where they are fewer."""
+        return max(1, min(self.num_steps(num_examples), math.ceil(num_examples / self.batch_size)))
+
+    @property
+    def at_once(self) -> int:
+        """Examples per forward pass, of all processes together."""
+        return self.micro_batch or math.gcd(self.batch_size, _MICRO_BATCH)
+
+    @property
+    def passes_per_token(self) -> float:
+        """What training on a token costs, in forward passes."""
+        passes = FORWARD_AND_BACKWARD if self.train == "full" else ADAPTERS_ONLY
+        return passes + _checkpoints(self.trainer)
+
+    def step(self, rows: RowSize, *, without: int = 0) -> Step:
+        """What a step takes on such rows, after `without` layers were cut off.
+
+        Raises:
+            RequestError: if several processes cannot have equal shares of a step.
+        """
+        at_once = rows_at_once(self.batch_size, self.at_once)
+        return Step(
+            trains=self.train,
+            sequences=at_once,
+            tokens=rows.longest,
+            logits=rows.logits(at_once),
+            without=without,
+            cut=True,
+            checkpointing=_checkpoints(self.trainer),
+            moments=_moments(str(self.trainer.get("optim", ""))),
+            lora_rank=self.lora_rank,
+        )
+
+
+def _checkpoints(trainer: Mapping[str, Any]) -> bool:
+    """Whether the Trainer's options have activations computed again."""
+    return any(trainer.get(f"{name}_checkpointing") for name in ("gradient", "activation"))
 
 
 def _moments(optimizer: str) -> float:

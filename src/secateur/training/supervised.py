@@ -35,8 +35,6 @@ from secateur.training.trainer import (
 
 __all__ = ["FineTuning", "check_fine_tuning", "fine_tune_"]
 
-_MICRO_BATCH = 4
-
 
 def check_fine_tuning(
     decoder: Decoder, settings: FineTuning, num_examples: int, *, validated: bool, precision: torch.dtype | None = None
@@ -202,15 +200,14 @@ def _arguments(
     save: bool,
 ) -> TrainingArguments:
     steps = settings.num_steps(num_examples)
-    epoch = max(1, min(steps, math.ceil(num_examples / settings.batch_size)))
-    each, every = ("steps", epoch) if save else ("no", 1)
+    each, every = ("steps", settings.steps_of_epoch(num_examples)) if save else ("no", 1)
     return training_arguments(
         settings,
         settings.trainer,
         work=work,
         steps=steps,
         batch=settings.batch_size,
-        micro_batch=settings.micro_batch or math.gcd(settings.batch_size, _MICRO_BATCH),
+        micro_batch=settings.at_once,
         rate=settings.rate,
         precision=precision,
         seed=seed,
