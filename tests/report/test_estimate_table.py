@@ -25,7 +25,7 @@ def phase(name: str, **more: Any) -> dict[str, Any]:
 def estimate(*phases: dict[str, Any], **more: Any) -> dict[str, Any]:
     memory = max(phase["memory_bytes"] for phase in phases)
     return {
-        "num_layers": 32, "method": "elder", "drop": 8, "dtype": "bfloat16", "devices": 1, "sharded": False,
+        "command": "prune", "num_layers": 32, "method": "elder", "drop": 8, "dtype": "bfloat16", "devices": 1, "sharded": False,
         "hardware": {"name": "h100", "flops_per_second": 396e12, "memory_bytes": 80 * GB, "measured": False},
         "memory_bytes": memory, "fits": memory <= 80 * GB, "seconds": 30.0, "phases": phases, **more,
     }  # fmt: skip

@@ -14,7 +14,7 @@ from secateur.estimation.hardware import Hardware
 from secateur.methods import Cost
 from secateur.step import Step
 
-__all__ = ["Phase", "Setting", "estimated_peak", "estimated_phases"]
+__all__ = ["Phase", "Setting", "estimated_peak", "estimated_phases", "flops_per_token", "footprint", "trained"]
 
 PROCESS_BYTES = 0.45e9
 """What Python, torch and transformers take before anything is loaded, and the libraries' working memory on top."""
@@ -31,6 +31,9 @@ class Setting:
 
     precision: torch.dtype | None = None
     """Autocast dtype; the weights' own if None."""
+
+    wide: bool = True
+    """Whether 16-bit weights are trained in float32."""
 
     devices: int = 1
     """Devices that work on it at once, each on its own rows."""
@@ -103,7 +106,7 @@ def estimated_phases(
     Raises:
         ModelError: if the model cannot be run without data.
     """
-    per_token = _flops_per_token(config, held_out)
+    per_token = flops_per_token(config, held_out.sequence_length)
     phases = _phases(config, cost, data, held_out, setting)
     return [replace(phase, flops=phase.tokens * per_token) for phase in phases]
 
@@ -119,28 +122,28 @@ def estimated_peak(config: Any, cost: Cost, data: TokenBatches, held_out: TokenB
 
 def _phases(config: Any, cost: Cost, data: TokenBatches, held_out: TokenBatches, setting: Setting) -> Iterator[Phase]:
     """The phases with tokens and heaviest step, without their operations."""
-    forward = _footprint(config, Step(), held_out, setting)
-    choosing = _footprint(config, cost.choosing, data, setting)
+    forward = footprint(config, Step(), held_out, setting)
+    choosing = footprint(config, cost.choosing, data, setting)
     # The dense model; a prepared one; the cut one, before a recovery.
     measured = 1 + (cost.preparing is not None) + (cost.recovering is not None)
     yield Phase(name="measure", tokens=float(measured * held_out.num_tokens), step=forward)
     heaviest = max(forward, choosing, key=lambda step: step.peak_bytes)
     yield Phase(name="choose", tokens=cost.choose_tokens, step=heaviest)
     if cost.preparing is not None:
-        step = _footprint(config, cost.preparing, data, setting)
-        yield _trained(Phase(name="prepare", tokens=cost.prepare_tokens, step=step), cost.preparing, setting)
+        step = footprint(config, cost.preparing, data, setting)
+        yield trained(Phase(name="prepare", tokens=cost.prepare_tokens, step=step), cost.preparing, setting)
     if cost.recovering is not None:
-        step = _footprint(config, cost.recovering, data, setting)
+        step = footprint(config, cost.recovering, data, setting)
         # Layers of the dense model that what is trained does not have.
         gone = cost.recovering.without * step.largest_layer_bytes
         phase = Phase(name="recover", tokens=cost.recover_tokens, step=step, beside_bytes=gone)
-        yield _trained(phase, cost.recovering, setting)
+        yield trained(phase, cost.recovering, setting)
     # Loaded again from disk, beside the dense model and, after a recovery, the one that was trained.
     proof = replace(forward, kept_bytes=(1 if cost.recovering is None else 2) * forward.weights_bytes)
     yield Phase(name="cut and prove", tokens=1.0 * held_out.num_tokens, step=proof)
 
 
-def _trained(phase: Phase, step: Step, setting: Setting) -> Phase:
+def trained(phase: Phase, step: Step, setting: Setting) -> Phase:
     """A phase with what the Trainer makes of it; a preparation that trains nothing, as a merge, is none of its own."""
     trains = step.trains != "nothing"
     return replace(phase, trains=trains, shards=setting.devices if trains and setting.sharded else 1)
@@ -150,17 +153,23 @@ _KNOWN: dict[tuple[Any, ...], Any] = {}
 """What was worked out before; it takes seconds."""
 
 
-def _flops_per_token(config: Any, data: TokenBatches) -> float:
-    """Of a forward pass."""
-    key = (config.to_json_string(use_diff=False), data.sequence_length)
+def flops_per_token(config: Any, tokens: int, logits: int | None = None) -> float:
+    """Of a forward pass over a row.
+
+    Args:
+        config: of the model.
+        tokens: of the row.
+        logits: positions whose logits are made, where the model can leave the others out; all if None.
+    """
+    key = (config.to_json_string(use_diff=False), tokens, logits)
     if key not in _KNOWN:
-        _KNOWN[key] = forward_flops(config, sequences=1, tokens=data.sequence_length) / data.sequence_length
+        _KNOWN[key] = forward_flops(config, sequences=1, tokens=tokens, logits=logits) / tokens
     return float(_KNOWN[key])
 
 
-def _footprint(config: Any, step: Step, data: TokenBatches, setting: Setting) -> Footprint:
-    """Of one step. 16-bit weights that are trained are held in float32."""
-    wide = step.trains in ("full", "partial") and step.optimizer and setting.dtype in _SIXTEEN_BITS
+def footprint(config: Any, step: Step, data: TokenBatches, setting: Setting) -> Footprint:
+    """Of one step. 16-bit weights that are trained are held in float32, unless the setting says otherwise."""
+    wide = setting.wide and step.trains in ("full", "partial") and step.optimizer and setting.dtype in _SIXTEEN_BITS
     how: dict[str, Any] = {
         "sequences": data.batch_size, "tokens": data.sequence_length,
         "dtype": torch.float32 if wide else setting.dtype, "precision": setting.precision,

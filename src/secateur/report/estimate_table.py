@@ -17,6 +17,9 @@ __all__ = ["estimate_table", "show_estimate"]
 _PARTS = {"weights": ("weights",), "training": ("gradients", "moments", "kept"), "passing": ("activations",)}
 """Column → what of the estimate is in it."""
 
+_PROOFS = ("cut and prove", "prove")
+"""Phases in which several models are in memory."""
+
 
 def show_estimate(found: Mapping[str, Any], console: Console) -> None:
     """The table, and what it comes to.
@@ -59,22 +62,26 @@ def estimate_table(found: Mapping[str, Any]) -> Table:
 
 def _advice(found: Mapping[str, Any]) -> str:
     """What makes room in the phases that do not fit, the earliest kind first: what cannot choose need not train."""
-    room = found["hardware"]["memory_bytes"]
+    room, tunes = found["hardware"]["memory_bytes"], found["command"] == "tune"
     over = {phase["phase"]: phase for phase in found["phases"] if phase["memory_bytes"] > room}
     whole = {name: phase for name, phase in over.items() if not phase["trains"]}
     if not whole:
-        return "try --sharded on more --devices, LoRA, or fewer windows per forward pass (a micro batch)"
+        few = "a smaller --micro-batch or --max-length" if tunes else "fewer windows per forward pass (a micro batch)"
+        return f"try --sharded on more --devices, LoRA, or {few}"
+    if set(whole) == {"prove"}:
+        return (
+            "tune holds the pruned model twice and the dense one in its proof; choose by secateur score, then secateur cut, "
+            "file to file, and fine-tune that in a script of your own"
+        )
     if set(whole) == {"cut and prove"}:
         return "prune holds both models in its proof; choose by secateur score, then secateur cut, file to file"
     held = ("weights", "gradients", "moments", "kept")
-    if any(
-        sum(phase[f"{part}_bytes"] for part in held) > room for name, phase in whole.items() if name != "cut and prove"
-    ):
+    if any(sum(phase[f"{part}_bytes"] for part in held) > room for name, phase in whole.items() if name not in _PROOFS):
         return (
             "choosing holds the whole model on each device; spread it by secateur score (and eval) --device-map auto, then "
             "secateur cut, file to file"
         )
-    return "try a smaller --batch-size or --sequence-length"
+    return "try a smaller --max-length" if tunes else "try a smaller --batch-size or --sequence-length"
 
 
 def _span(seconds: float) -> str:
