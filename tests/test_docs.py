@@ -76,7 +76,8 @@ def reader(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     for name in ("benchmarks", "configs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("secateur.stages._memory_line", lambda *_: "")  # a forecast of seconds, with tests of its own
+    for module in ("stages", "tuning"):  # a forecast of seconds, with tests of its own
+        monkeypatch.setattr(f"secateur.{module}.memory_line", lambda *_: "")
     monkeypatch.setattr("secateur.stages._NEW_TOKENS", 4)  # of the speeds
     monkeypatch.setattr("secateur.pipeline.generations", functools.partial(generations, max_new_tokens=4))
     monkeypatch.setattr("secateur.data.text.load_hub", lambda *_, **__: [row["text"] for row in ROWS])
@@ -136,6 +137,7 @@ def stop(name: str, patch: pytest.MonkeyPatch) -> None:
         raise SystemExit(HANDED_OVER)
 
     patch.setattr(name, handed_over)
+    patch.setattr("secateur.forecast.forecast_tuning", handed_over)
     patch.setattr(cli, "_parser", lambda command, _: parser_of(command))
     patch.setattr("secateur.loading.local_checkpoint", lambda source, **_: Path(source))
     patch.setattr(logging, "basicConfig", lambda **_: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -689,3 +690,4 @@ def test_run_says_beforehand_what_it_will_use(tiny_checkpoint: Path, data: str, 
             run(tiny_checkpoint, data, tmp_path / "out", progress=progress)
     assert progress.notes[0].startswith("25 training, 2 validation and 3 test examples of about ")
     assert "; 8 steps of fine-tuning on 8; about " in progress.notes[0]
+    assert re.search(r"; about 0\.5 GB of memory; about .* tokens/s$", progress.notes[0])

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +48,7 @@ __all__ = [
     "check_cut",
     "cut_copy",
     "handed_over",
+    "memory_line",
     "preflight",
     "quality",
     "sharing_copy",
@@ -92,6 +93,11 @@ class Stages:
 
 def preflight(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost: Cost, run: Run) -> str:
     """One line before the first expensive step: memory, tokens, and about how long, from a short measurement here."""
+    setting = Setting(dtype=decoder.model.dtype, precision=run.precision)
+
+    def peak() -> float:
+        return estimated_peak(decoder.model.config, cost, data, held_out, setting)
+
     probe = data.take(1).input_ids
     fast = tokens_per_second(decoder, probe, run)
     plain = fast if run.precision is None else tokens_per_second(decoder, probe, Run())
@@ -99,16 +105,16 @@ def preflight(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost
     tokens = cost.choose_tokens + cost.prepare_tokens + cost.recover_tokens
     seconds = tokens / fast + measured / plain
     return (
-        f"{_memory_line(decoder, data, held_out, cost, run)}, {(tokens + measured) / 1e3:,.0f} thousand tokens of forward "
+        f"{memory_line(decoder, peak)}, {(tokens + measured) / 1e3:,.0f} thousand tokens of forward "
         f"passes or their like ({cost.training_tokens:,} tokens trained on), about {duration(seconds)} at {fast:,.0f} tokens/s"
     )
 
 
-def _memory_line(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost: Cost, run: Run) -> str:
-    """The memory at the peak, and whether there is as much."""
+def memory_line(decoder: Decoder, peak: Callable[[], float]) -> str:
+    """The memory at the peak, in bytes what `peak` estimates, and whether there is as much."""
     model = decoder.model
     try:
-        memory = estimated_peak(model.config, cost, data, held_out, Setting(dtype=model.dtype, precision=run.precision))
+        memory = peak()
     except ModelError as error:
         logger.debug("%s", error, exc_info=True)
         return "memory unknown"

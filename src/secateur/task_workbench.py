@@ -10,12 +10,17 @@ import torch
 from secateur.data.examples import Examples
 from secateur.data.task import Task
 from secateur.decoder import Decoder, unwrapped
+from secateur.estimation.task_size import TaskSize
+from secateur.estimation.tuning import TuningCost
 from secateur.evaluation.intervals import TaskResult, paired_difference
+from secateur.evaluation.likelihood import num_sequences
 from secateur.evaluation.tasks import Metric, task_score
-from secateur.methods import Run
+from secateur.methods import Method, Run
 from secateur.progress import Progress
 from secateur.report.record import count_parameters
+from secateur.step import RowSize
 from secateur.training.checkpoints import Keeping
+from secateur.training.completion import IGNORED
 from secateur.training.rows import Rows
 from secateur.training.supervised import FineTuning, fine_tune_
 
@@ -60,6 +65,28 @@ class TaskWorkbench:
             greater_is_better=self.results["dense"].greater_is_better, precision=self.run.precision,
             seed=self.run.seed, progress=self.run.progress, description=description, adapters=adapters,
         )  # fmt: skip
+
+    def cost(self, decoder: Decoder, method: Method, drop: int, *, tune_dense: bool, speed: bool) -> TuningCost:
+        """What a run on this task uses: see `TuningCost`."""
+        lengths = [len(row["input_ids"]) for row in self.rows]
+        options = [option for example in self.data.test for option in example.options]
+        read = num_sequences(decoder.model, self.tokenizer, options, max_length=self.tuning.max_length)
+        learnt = [sum(label != IGNORED for label in row["labels"]) for row in self.rows]
+        return TuningCost(
+            config=decoder.model.config,
+            method=method,
+            drop=drop,
+            tuning=self.tuning,
+            task=TaskSize(
+                num_train=len(self.rows),
+                num_validation=len(self.data.validation),
+                num_test=len(self.data.test),
+                num_options=max(1, read / len(self.data.test)),
+            ),
+            rows=RowSize(mean=sum(lengths) / len(lengths), longest=max(lengths), learnt=max(learnt)),
+            tune_dense=tune_dense,
+            speed=speed,
+        )
 
     def differences(self) -> dict[str, Any]:
         """The pruned model's figure less each other's, with 95 % intervals over the same items."""

@@ -19,11 +19,12 @@ from secateur.data.task import TaskSettings, calibration_windows
 from secateur.decoder import Decoder, unwrapped
 from secateur.depth import layer_count
 from secateur.errors import ProofError, RequestError
+from secateur.estimation.estimate import Setting
+from secateur.estimation.tuning import tuning_peak
 from secateur.evaluation.memory import PeakMemory
 from secateur.evaluation.tasks import Metric, check_metric
 from secateur.loading import autocast_dtype, load_config, load_tokenizer
 from secateur.methods import Method, Run, method_named
-from secateur.methods.gradpruner import GradPruner
 from secateur.plan import PruningPlan
 from secateur.processes import by_first, sharded
 from secateur.progress import Progress, Silent, duration, in_one_step
@@ -38,6 +39,7 @@ from secateur.stages import (
     agreed_plan,
     check_cut,
     handed_over,
+    memory_line,
     tokens_per_second,
     write_about,
     write_and_prove,
@@ -50,7 +52,7 @@ from secateur.surgery.weights import num_bytes
 from secateur.task_workbench import TaskWorkbench
 from secateur.training.checkpoints import Keeping
 from secateur.training.lora import adapters_of_kept, gradient_checkpointing_quietly
-from secateur.training.precision import Stored, in_float32, round_back_, to_float32_
+from secateur.training.precision import Stored, in_float32, of_model, round_back_, to_float32_
 from secateur.training.rows import rows_of
 from secateur.training.supervised import FineTuning, check_fine_tuning
 from secateur.tuning_request import TuningRequest
@@ -134,7 +136,7 @@ def tune(
         with stages.stage("load"):
             decoder, bench = _loaded(asked, stages.progress)
             model, about = decoder.model, describe_model(decoder.model, id=str(source), revision=revision)
-        ahead = _preflight(asked, bench, decoder)
+        ahead = _preflight(asked, bench, decoder, speed=speed)
         stages.progress.note(f"{ahead}{LESS_WHAT_IS_DONE if resume else ''}")
         work.begin({**same, "data": bench.data.describe(), "config": about["config_sha256"]})
         with stages.stage("measure dense"):
@@ -145,6 +147,7 @@ def tune(
         with stages.stage("choose and cut"):
             stored = to_float32_(model) if asked.wide else []
             plan, preparation, proof_ids = _pruned_start_(asked, bench, decoder, work)
+            stored = of_model(model, stored)
         stages.progress.note(f"layers dropped: {', '.join(map(str, plan.dropped))} of 0..{plan.num_layers - 1}")
         with stages.stage("fine-tune"):
             adapters = work.kept_adapters() if continue_adapters else None
@@ -218,24 +221,20 @@ def _loaded(asked: TuningRequest, progress: Progress) -> tuple[Decoder, TaskWork
     )
 
 
-def _preflight(asked: TuningRequest, bench: TaskWorkbench, decoder: Decoder) -> str:
-    """One line: examples, tokens and about how long, from a short measurement here."""
-    rows, tuning, method = bench.rows, asked.tuning, asked.method
-    lengths = [len(row["input_ids"]) for row in rows]
-    mean = sum(lengths) / len(lengths)
-    steps = tuning.num_steps(len(rows))
-    trained = steps * tuning.batch_size * mean
-    left = 1 - num_to_drop(asked.target, decoder) / decoder.num_layers
-    scored = mean * sum(max(example.num_options, 1) for example in bench.data.test) * (2 + left)
-    scoring = method.num_scoring_steps(steps) * method.scoring_batch * mean if isinstance(method, GradPruner) else 0.0
-    passes = 3.3 if tuning.train == "full" else 2.3
-    tokens = scored + 2.3 * scoring + passes * trained * (left + asked.tune_dense)
-    probe = torch.tensor([rows[0]["input_ids"][:256]])
+def _preflight(asked: TuningRequest, bench: TaskWorkbench, decoder: Decoder, *, speed: bool) -> str:
+    """One line: examples, steps, memory and about how long, from a short measurement here."""
+    cost = bench.cost(
+        decoder, asked.method, num_to_drop(asked.target, decoder), tune_dense=asked.tune_dense, speed=speed
+    )
+    model, task = decoder.model, cost.task
+    setting = Setting(dtype=model.dtype, precision=bench.run.precision, wide=asked.dtype == "auto")
+    probe = torch.tensor([bench.rows[0]["input_ids"][:256]])
     rate = tokens_per_second(decoder, probe, bench.run)
     return (
-        f"{len(rows):,} training, {len(bench.data.validation):,} validation and {len(bench.data.test):,} test examples of "
-        f"about {mean:.0f} tokens; {steps:,} steps of fine-tuning on {tuning.batch_size}; about {duration(tokens / rate)} "
-        f"at {rate:,.0f} tokens/s"
+        f"{task.num_train:,} training, {task.num_validation:,} validation and {task.num_test:,} test examples of "
+        f"about {cost.rows.mean:.0f} tokens; {cost.num_steps:,} steps of fine-tuning on {asked.tuning.batch_size}; "
+        f"{memory_line(decoder, lambda: tuning_peak(cost, setting))}; about "
+        f"{duration(sum(cost.tokens().values()) / rate)} at {rate:,.0f} tokens/s"
     )
 
 

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["in_float32", "round_back_", "to_float32_"]
+__all__ = ["Stored", "in_float32", "of_model", "round_back_", "to_float32_"]
 
 _HALF = (torch.bfloat16, torch.float16)
 
 Stored = list[tuple[nn.Parameter, torch.dtype]]
+"""Parameters, and the dtypes they had."""
 
 
 @contextmanager
@@ -35,6 +36,12 @@ def to_float32_(model: nn.Module) -> Stored:
     for weight, _ in stored:
         weight.data = weight.data.float()
     return stored
+
+
+def of_model(model: nn.Module, stored: Stored) -> Stored:
+    """Those that the model still has: the others, of layers that were cut off, need not be held."""
+    has = {id(weight) for weight in model.parameters()}
+    return [(weight, dtype) for weight, dtype in stored if id(weight) in has]
 
 
 def round_back_(stored: Stored) -> None:
