@@ -188,6 +188,18 @@ WRONG: dict[str, tuple[str, str]] = {
     "estimate MODEL --drop 2 --method sleb --recover full --devices 4": ("a step of 2 rows cannot be shared", "a multiple of 4"),
     "estimate MODEL --drop 2 --hardware h10": ("unknown hardware 'h10'", "did you mean 'h100'?"),
     "estimate MODEL --drop 2 --method slep": ("unknown method 'slep'", "did you mean 'sleb'?"),
+    "estimate MODEL --drop 2 --num-train -3": ("num_train must be 1 or more", "not -3"),
+    "estimate MODEL --drop 2 --num-train 9 --mean-tokens 0": ("mean_tokens must be 1 or more", "not 0"),
+    "estimate MODEL --drop 2 --num-train 9 --epochs -1": ("epochs must be above 0", "not -1"),
+    "estimate MODEL --drop 2 --num-train 9 --batch-size 6 --micro-batch 4": ("micro_batch=4 does not divide", "batch_size=6"),
+    "estimate MODEL --drop 2 --num-train 9 --devices 3": ("a step of 4 rows cannot be shared by 3 processes", "a multiple of 3"),
+    "estimate MODEL --drop 2 --num-train 9 --recover lora": ("--recover has no effect beside --num-train", "leave it out"),
+    "estimate MODEL --drop 2 --num-train 9 --num-sequences 4": ("--num-sequences has no effect beside", "leave it out"),
+    "estimate MODEL --drop 2 --num-train 9 --elder.distil 0.5": ("a setting of elder", "give --method elder"),
+    "estimate MODEL --drop 2 --lora-rank 4": ("--lora-rank has no effect without --num-train", "add that"),
+    "estimate MODEL --drop 2 --tune-dense": ("--tune-dense has no effect without --num-train", "add that"),
+    "estimate MODEL --drop 2 --mean-tokens 4": ("--mean-tokens has no effect without --num-train", "add that"),
+    "estimate MODEL --drop 2 --sleb.sequences 4": ("--sleb.sequences is a setting of sleb", "--method sleb"),
     "estimate no/such/model --drop 2": ("no/such/model", "give a local checkpoint"),
     "bench": ("missing DENSE, PRUNED", "secateur bench --help"),
     "bench MODEL": ("missing PRUNED", "secateur bench --help"),
@@ -728,6 +740,24 @@ def test_estimate_shares_out_the_trainings_alone(tiny_checkpoint: Path, capsys: 
         assert shared["prepare"][part] == pytest.approx(copied["prepare"][part] / 4, abs=1)
 
 
+def test_estimate_is_of_tune_where_there_are_examples_to_train_on(tiny_checkpoint: Path, capsys: Any) -> None:
+    command = ["estimate", str(tiny_checkpoint), "--drop", "2", "--hardware", "h100", "--num-train", "40", "--quiet"]
+    more = ["--mean-tokens", "30", "--completion-tokens=2", "--max-length", "64", "--train", "full", "--tune-dense"]
+    assert main([*command, *more, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = ["measure", "tune dense", "choose", "fine-tune", "validate", "prove"]
+    assert [phase["phase"] for phase in found["phases"]] == names
+    assert (found["command"], found["method"]) == ("tune", "gradpruner")
+    assert main([*command, *more]) == 0
+    shown = capsys.readouterr().out
+    assert "2 of 6 layers by gradpruner" in shown
+    assert all(name in shown for name in names)
+    assert main([*command, "--method", "shortgpt", "--batch-size", "8", "--json"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    trained = {phase["phase"]: phase["tokens"] for phase in other["phases"]}["fine-tune"]
+    assert (other["method"], trained) == ("shortgpt", round(3 * 40 * 512 * 2.3 * 4 / 6))  # all of the model's context
+
+
 # ---- tune ------------------------------------------------------------------------------------------------------------------
 
 FEW = [
@@ -810,7 +840,9 @@ def test_tune_prints_one_json_object_equal_to_the_record(
     assert shown.pop("out") == "out"
     assert shown == json.loads((here / "out" / "secateur" / "record.json").read_text())
     assert shown["command"].startswith("secateur tune ")
-    assert "25 training, 2 validation and 3 test examples" in captured.err  # the preflight line
+    assert re.search(
+        r"25 training, 2 validation and 3 test examples .* GB of memory; about ", captured.err
+    )  # beforehand
     assert len(shown["dropped"]) == 2
     assert shown["metrics"].keys() == {"dense", "dense_tuned", "pruned"}
     assert [path.name for path in here.iterdir()] == ["out"]

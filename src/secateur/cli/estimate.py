@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_checkpoint, add_method, add_recovery, method_of, print_json, recovery_of, say_next
-from secateur.cli.words import carried_over, number_or_text, parse_amount
+from secateur.cli.options import (
+    add_checkpoint,
+    add_method,
+    add_recovery,
+    add_settings,
+    method_of,
+    print_json,
+    recovery_of,
+    say_next,
+    settings_of,
+)
+from secateur.cli.words import carried_over, number_or_text, parse_amount, refuse_settings_of_others
+from secateur.errors import RequestError
 
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
+    from secateur.estimation.task_size import TaskSize
+    from secateur.training.settings import FineTuning
 
 __all__ = ["SUMMARY", "USAGE", "add_options", "run"]
 
-SUMMARY = "what prune would take: memory and time of each phase, from the configuration alone"
-USAGE = "MODEL --drop N [--method NAME] [--recover KIND] [--hardware NAME] [--devices N] [OPTIONS]"
+SUMMARY = "what prune or tune would take: memory and time of each phase, from the configuration alone"
+USAGE = "MODEL --drop N [--method NAME] [--recover KIND | --num-train N] [--hardware NAME] [--devices N] [OPTIONS]"
+
+_WINDOWS = {"sequence_length": 256, "num_sequences": 128, "num_eval_sequences": 64}
+"""Options of text, which `tune` has none of, and their defaults."""
+
+_BATCH_SIZE = 4
+"""Windows per forward pass; `tune` has a batch size of its own."""
+
+_OF_BOTH = ("hardware", "devices", "sharded", "dtype", "precision", "revision", "trust_remote_code")
 
 
 def add_options(parser: Parser) -> None:
     """The options of this command."""
+    from secateur.estimation.task_size import TaskSize
+    from secateur.training.settings import FineTuning
+
     parser.add_argument("model", metavar="MODEL", help="hub id or local directory; config.json is enough")
     parser.add_argument(
         "--drop", type=number_or_text(), required=True, help="how many layers go: a count (8) or a share (25%)"
     )
-    parser.add_argument("--sequence_length", type=int, default=256, help="tokens per window")
-    parser.add_argument("--num_sequences", type=int, default=128, help="calibration windows")
-    parser.add_argument("--num_eval_sequences", type=int, default=64, help="windows to measure perplexity on")
-    parser.add_argument("--batch_size", type=int, default=4, help="windows per forward pass")
+    explained = ("tokens per window", "calibration windows", "windows to measure perplexity on")
+    for (name, default), what in zip(_WINDOWS.items(), explained, strict=True):
+        parser.add_argument(f"--{name}", type=int, default=default, help=what)
+    parser.add_argument(
+        "--batch_size", type=int,
+        help="windows per forward pass (4 if null), or with --num-train examples per optimiser step (16 if null)",
+    )  # fmt: skip
     parser.add_argument(
         "--hardware", type=str, default="here",
         help="this machine, where a few of the layers are timed (here), or a card by its data sheet: h100, a100-80gb, rtx4090, …",
@@ -38,32 +66,90 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the weights"
     )
-    add_method(parser, default="elder")
+    add_method(parser, default=None, meant="elder, or with --num-train gradpruner, if null")
     add_recovery(parser)
+    parser.add_argument("--num_train", type=int, help="training examples of a task; what tune would take is estimated")
+    add_settings(parser, TaskSize, without={"num_train"})
+    add_settings(parser, FineTuning, without={"batch_size"})
+    parser.add_argument(
+        "--tune_dense", action="store_true", help="with --num-train, the dense model is fine-tuned alike"
+    )
     add_checkpoint(parser)
 
 
 def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
-    from secateur.forecast import forecast
     from secateur.report.console import results_console
     from secateur.report.estimate_table import show_estimate
 
-    names = (
-        "sequence_length", "num_sequences", "num_eval_sequences", "batch_size", "hardware", "devices", "sharded", "dtype",
-        "precision", "revision", "trust_remote_code",
-    )  # fmt: skip
-    found = forecast(
-        options["model"],
-        method=method_of(options),
-        recovery=recovery_of(options),
-        drop=parse_amount(options["drop"], "--drop"),
-        **{name: options[name] for name in names},
-        progress=progress,
-    )
+    of_tune = options["num_train"] is not None
+    options["method"] = options["method"] or ("gradpruner" if of_tune else "elder")
+    refuse_settings_of_others(words, options["method"])
+    found = _of_tune(options, progress) if of_tune else _of_prune(options, progress)
     if options["json"]:
         print_json(found)
-    else:
-        show_estimate(found, results_console())
-        typed = carried_over(words, without=("hardware", "devices"), flags=("sharded",))
-        say_next(progress, "prune", *typed, "--data", "SPEC", "--out", "DIR")
+        return
+    show_estimate(found, results_console())
+    alone = ("hardware", "devices", "mean_tokens", "completion_tokens", "num_options")
+    typed = carried_over(words, without=alone, flags=("sharded",))
+    say_next(progress, found["command"], *typed, "--data", "SPEC", "--out", "DIR")
+
+
+def _of_prune(options: dict[str, Any], progress: Any) -> dict[str, Any]:
+    from secateur.forecast import forecast
+
+    recovery = recovery_of(options)
+    task, tuning = _fine_tuning_of(
+        {**options, "num_train": 1, "batch_size": None}
+    )  # which holds values to their bounds
+    for settings in (task, tuning):
+        _refuse(options, _defaults(settings), without="--num-train")
+    _refuse(options, {"tune_dense": False}, without="--num-train")
+    batch_size = _BATCH_SIZE if options["batch_size"] is None else options["batch_size"]
+    return forecast(
+        options["model"], method=method_of(options), recovery=recovery, drop=parse_amount(options["drop"], "--drop"),
+        batch_size=batch_size, **{name: options[name] for name in (*_WINDOWS, *_OF_BOTH)}, progress=progress,
+    )  # fmt: skip
+
+
+def _of_tune(options: dict[str, Any], progress: Any) -> dict[str, Any]:
+    from secateur.forecast import forecast_tuning
+    from secateur.training.recovery import Recovery
+
+    _refuse(options, {**_WINDOWS, **_defaults(Recovery())}, beside="--num-train")
+    task, tuning = _fine_tuning_of(options)
+    return forecast_tuning(
+        options["model"], method=method_of(options), task=task, tuning=tuning, tune_dense=options["tune_dense"],
+        drop=parse_amount(options["drop"], "--drop"), **{name: options[name] for name in _OF_BOTH}, progress=progress,
+    )  # fmt: skip
+
+
+def _fine_tuning_of(options: dict[str, Any]) -> tuple[TaskSize, FineTuning]:
+    """The task and how to fine-tune on it."""
+    from secateur.estimation.task_size import TaskSize
+    from secateur.training.settings import FineTuning
+
+    size = FineTuning.batch_size if options["batch_size"] is None else options["batch_size"]
+    return settings_of(TaskSize, options), settings_of(FineTuning, {**options, "batch_size": size})
+
+
+def _defaults(settings: Any) -> dict[str, Any]:
+    """Option → what it is where nobody asks for anything."""
+    own = ("num_train", "batch_size")
+    fields = [field for field in dataclasses.fields(settings) if field.name not in own]
+    return {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in fields
+    }
+
+
+def _refuse(options: dict[str, Any], defaults: dict[str, Any], *, without: str = "", beside: str = "") -> None:
+    """An option that would be without effect is refused, since nobody would notice.
+
+    Raises:
+        RequestError: if there is one.
+    """
+    for name, default in defaults.items():
+        if options[name] != default:
+            remedy = f"without {without}; add that, or leave it out" if without else f"beside {beside}; leave it out"
+            raise RequestError(f"--{name.replace('_', '-')} has no effect {remedy}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -94,14 +94,22 @@ def placement_of(options: dict[str, Any]) -> Any:
     return Placement(max_memory=most, offload_folder=options["offload_folder"])
 
 
-def add_method(parser: Parser, *, default: str) -> None:
-    """The method, the settings of each, and what surrounds its work; `add_text` or a task stands before it."""
+def add_method(parser: Parser, *, default: str | None, meant: str | None = None) -> None:
+    """The method, the settings of each, and what surrounds its work; `add_text` or a task stands before it.
+
+    Args:
+        parser: of the command.
+        default: the method if none is named.
+        meant: what is said where that depends on other options.
+    """
     from secateur.methods import METHODS
 
     parser.methods = METHODS
     for name, method in METHODS.items():
         add_settings(parser, method, name, explained=f"settings of {name} ({method.paper})")
-    parser.add_argument("--method", type=str, default=default, help=f"one of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--method", type=str, default=default, help="; ".join(filter(None, [f"one of {', '.join(METHODS)}", meant]))
+    )
     add_seed(parser)
     parser.add_argument(
         "--precision", choices=["auto", "fp32", "bf16"], default="auto",
@@ -109,13 +117,22 @@ def add_method(parser: Parser, *, default: str) -> None:
     )  # fmt: skip
 
 
-def add_settings(parser: Parser, of: type, group: str | None = None, *, explained: str | None = None) -> None:
+def add_settings(
+    parser: Parser,
+    of: type,
+    group: str | None = None,
+    *,
+    explained: str | None = None,
+    without: Collection[str] = (),
+) -> None:
     """The fields of a dataclass of settings as options, with what it says of each, in a group of their own if that has a name.
+
+    Those in `without` are left out, for the command to add itself.
 
     Types that are written as text are read here: to read them itself the parser would import what type checkers import, torch.
     """
     of.__init__.__annotations__.update(get_type_hints(of))  # type: ignore[misc]
-    parser.add_settings(of, group, explained)
+    parser.add_settings(of, group, explained, without)
 
 
 def add_seed(parser: Parser, of: str = "everything random") -> None:

@@ -47,11 +47,11 @@ class Parser(ArgumentParser):
             method_named(named[0])
         return [method for method in self.methods if method not in named]
 
-    def add_settings(self, of: type, group: str | None, explained: str | None) -> None:
-        """The fields of a dataclass as options, with what its docstrings say where help on them is asked for."""
+    def add_settings(self, of: type, group: str | None, explained: str | None, without: Collection[str] = ()) -> None:
+        """The fields of a dataclass as options but some, with what its docstrings say where help on them is asked for."""
         wanted = self._asks_for_help() and group not in self.unexplained
         set_parsing_settings(docstring_parse_attribute_docstrings=wanted)
-        self.add_class_arguments(of, group, help=explained)
+        self.add_class_arguments(of, group, help=explained, skip=set(without))
 
     def format_help(self, formatter: Any = None) -> str:
         """The help, without the groups that are left out."""
