@@ -5,8 +5,9 @@
     python benchmarks/estimates.py cells MODEL        # what ran on a GPU already; writes results/estimates_cells.json
     python benchmarks/estimates.py tables             # rewrites the tables in docs/estimating.md from these
 
-Each run is `secateur.prune` in a process of its own, as with SECATEUR_RETURN_MEMORY=1, without speed and samples,
-which are not estimated. Time is that of choosing, preparing, recovering and measuring; loading and writing depend on the disk.
+Each run is `secateur.prune` or `secateur.tune` in a process of its own, as with SECATEUR_RETURN_MEMORY=1, without speed and
+samples, which are not estimated. Time is that of choosing, preparing, training and measuring; loading and writing depend on the
+disk.
 """
 
 from __future__ import annotations
@@ -32,9 +33,14 @@ PAGE = HERE.parent / "docs" / "estimating.md"
 
 DROP = 8
 TEXT: dict[str, Any] = {"sequence_length": 256, "num_sequences": 16, "num_eval_sequences": 16, "batch_size": 4}
-NOT_ESTIMATED = ("load", "cut", "cut and prove")
+NOT_ESTIMATED = ("load", "cut", "cut and prove", "prove")
+TASK = "pubmedqa"
+EXAMPLES = {"num_train": 48, "num_validation": 6, "num_test": 12}
+SIZE = {"mean_tokens": 345, "completion_tokens": 2}
+"""Of its examples; some are longer than `max_length`, and the answers to choose among are single tokens."""
+TUNING = {"epochs": 1, "max_length": 512}
 RUNS: dict[str, dict[str, Any]] = {
-    # what the table says: method, its settings, recovery, text, dtype
+    # what the table says: method, its settings, recovery, text, dtype; or how to fine-tune
     "`shortgpt`": {"method": "shortgpt"},
     "`shortgpt`, windows of 1,024 tokens": {"method": "shortgpt", "text": {"sequence_length": 1024, "num_sequences": 8,
                                                                         "num_eval_sequences": 4}},
@@ -46,6 +52,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "`shortgpt`, `--recover full`": {"method": "shortgpt", "recovery": {"recover": "full"}},
     "`shortgpt`, `--recover distill`": {"method": "shortgpt", "recovery": {"recover": "distill"}},
     "`shortgpt`, bfloat16": {"method": "shortgpt", "dtype": "bfloat16"},
+    "`tune`, `--train lora`": {"method": "gradpruner", "settings": {"scoring_steps": 4}, "tuning": {"train": "lora", **TUNING}},
+    "`tune`, `--train full`": {"method": "gradpruner", "settings": {"scoring_steps": 4}, "tuning": {"train": "full", **TUNING}},
 }  # fmt: skip
 CHECKPOINTED = {"activation_checkpointing": True}
 CARD_TEXT: dict[str, Any] = {"sequence_length": 256, "num_sequences": 128, "num_eval_sequences": 64, "batch_size": 4}
@@ -77,16 +85,17 @@ def main() -> None:
     for command in (run, card):
         command.add_argument("data", type=Path)
         command.add_argument("--only", nargs="*", help="what the table calls them")
+        command.add_argument("--memory-only", action="store_true", help="keep no times: the machine is not idle")
     commands.add_parser("cells").add_argument("model", help="whose configuration is asked")
     commands.add_parser("tables")
     options = parser.parse_args()
     if options.command == "run":
-        measure(options.model, options.data, RUNS, RESULT, options.only)
+        measure(options.model, options.data, RUNS, RESULT, options.only, memory_only=options.memory_only)
     elif options.command == "card":
         with tempfile.TemporaryDirectory() as folder:
             model = Path(folder, options.config.name)
             write_random_model(options.config, options.tokenizer, model)
-            measure(str(model), options.data, CARD_RUNS, CARD_RESULT, options.only, options.sheet)
+            measure(str(model), options.data, CARD_RUNS, CARD_RESULT, options.only, options.sheet, options.memory_only)
     elif options.command == "cells":
         hold_cells(options.model)
     else:
@@ -94,7 +103,8 @@ def main() -> None:
 
 
 def measure(
-    model: str, data: Path, runs: dict[str, dict[str, Any]], result: Path, only: list[str] | None, sheet: str | None = None
+    model: str, data: Path, runs: dict[str, dict[str, Any]], result: Path, only: list[str] | None, sheet: str | None = None,
+    memory_only: bool = False,
 ) -> None:  # fmt: skip
     """Every run in a process of its own, its estimate just before it."""
     from secateur.report.record import versions
@@ -110,6 +120,8 @@ def measure(
         with processes.Pool(1) as pool:
             measured = pool.apply(run_one, (model, str(data), asked))
         found[name] = {"estimated": estimated, "measured": measured}
+        if memory_only:
+            found[name] = {side: {"memory_bytes": values["memory_bytes"]} for side, values in found[name].items()}
         print(name, json.dumps(found[name]), flush=True)
         rows = {key: found[key] for key in runs if key in found}
         write_json(result, {"model": Path(model).resolve().name, "versions": versions(), "rows": rows})
@@ -162,24 +174,39 @@ def estimate_one(model: str, asked: dict[str, Any], sheet: str | None) -> dict[s
     """What `secateur estimate` says; the time by a card's data sheet too, if one is named."""
     from secateur.allocator import return_freed_memory
     from secateur.estimation.hardware import hardware_named
-    from secateur.forecast import forecast
+    from secateur.estimation.task_size import TaskSize
+    from secateur.forecast import forecast, forecast_tuning
     from secateur.methods import METHODS
     from secateur.training.recovery import Recovery
+    from secateur.training.settings import FineTuning
 
     return_freed_memory()
-    found = forecast(
-        model,
-        method=METHODS[asked["method"]](**asked.get("settings", {})),
-        drop=DROP,
-        recovery=Recovery(**asked.get("recovery", {})),
-        dtype=asked.get("dtype", "auto"),
-        **{**TEXT, **asked.get("text", {})},
-    )
+    method = METHODS[asked["method"]](**asked.get("settings", {}))
+    if "tuning" in asked:
+        found = forecast_tuning(
+            model,
+            task=TaskSize(**EXAMPLES, **SIZE),
+            drop=DROP,
+            method=method,
+            tuning=FineTuning(**asked["tuning"]),
+            speed=False,
+        )
+    else:
+        found = forecast(
+            model,
+            method=method,
+            drop=DROP,
+            recovery=Recovery(**asked.get("recovery", {})),
+            dtype=asked.get("dtype", "auto"),
+            **{**TEXT, **asked.get("text", {})},
+        )
     estimated = {
         "memory_bytes": found["memory_bytes"],
         "seconds": found["seconds"],
         "hardware": found["hardware"]["name"],
     }
+    if "tuning" in asked:
+        estimated["phases"] = {phase["phase"]: [phase["memory_bytes"], phase["seconds"]] for phase in found["phases"]}
     if sheet:
         flops = sum(phase["flops"] for phase in found["phases"])
         estimated |= {"sheet": sheet, "sheet_seconds": flops / hardware_named(sheet).flops_per_second}
@@ -195,6 +222,8 @@ def run_one(model: str, data: str, asked: dict[str, Any]) -> dict[str, Any]:
     from secateur.training.recovery import Recovery
 
     return_freed_memory()
+    if "tuning" in asked:
+        return tune_one(model, Path(data, TASK), asked)
     train, test = (str(min(Path(data).rglob(f"{part}*.txt"))) for part in ("train", "test"))
     with tempfile.TemporaryDirectory() as scratch:
         record = prune(
@@ -208,6 +237,32 @@ def run_one(model: str, data: str, asked: dict[str, Any]) -> dict[str, Any]:
             prompts=(),
             speed=False,
         ).record
+    return measured_of(record)
+
+
+def tune_one(model: str, data: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """The same of a fine-tuning."""
+    from secateur.data.task import TaskSettings
+    from secateur.methods import METHODS
+    from secateur.request import Target
+    from secateur.training.settings import FineTuning
+    from secateur.tuning import tune
+
+    with tempfile.TemporaryDirectory() as scratch:
+        record = tune(
+            model,
+            method=METHODS[asked["method"]](**asked.get("settings", {})),
+            task=TaskSettings(data=str(data / "train.jsonl"), test_data=str(data / "test.jsonl"), **EXAMPLES),
+            target=Target(drop=DROP),
+            tuning=FineTuning(**asked["tuning"]),
+            out=Path(scratch) / "out",
+            speed=False,
+        ).record
+    return measured_of(record)
+
+
+def measured_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What a run took, of what is estimated."""
     timings = {name: seconds for name, seconds in record["timings"].items() if name not in NOT_ESTIMATED}
     return {"memory_bytes": record["peak_memory_bytes"], "seconds": sum(timings.values()), "timings": record["timings"]}
 
@@ -233,7 +288,8 @@ def table(name: str) -> str:
     for run, row in rows.items():
         estimated, measured = row["estimated"], row["measured"]
         cells = [run, *_compared(estimated["memory_bytes"] / 1e9, measured["memory_bytes"] / 1e9)]
-        cells += _compared(estimated["seconds"], measured["seconds"])
+        timed = "seconds" in measured
+        cells += _compared(estimated["seconds"], measured["seconds"]) if timed else ["not on an idle machine", "", ""]
         if name == "estimates-gpu":
             by_sheet, _, off = _compared(estimated["sheet_seconds"], measured["seconds"])
             cells += [by_sheet, off]
