@@ -263,7 +263,7 @@ def means(cell: str, default: Any) -> bool:
     """Whether a cell of a table says that value."""
     if isinstance(default, bool):
         return cell in (("off", "false"), ("on", "true"))[default]
-    if isinstance(default, (int, float)):
+    if isinstance(default, (int, float)) and cell != "null":  # which it is with another command
         return float(cell) == default
     return cell == ("null" if default is None else str(default))
 
