@@ -197,6 +197,8 @@ WRONG: dict[str, tuple[str, str]] = {
     "estimate MODEL --drop 2 --num-train 9 --num-sequences 4": ("--num-sequences has no effect beside", "leave it out"),
     "estimate MODEL --drop 2 --num-train 9 --elder.distil 0.5": ("a setting of elder", "give --method elder"),
     "estimate MODEL --drop 2 --lora-rank 4": ("--lora-rank has no effect without --num-train", "add that"),
+    "estimate MODEL --drop 2 --train lora": ("--train has no effect without --num-train", "add that"),
+    "estimate MODEL --drop 2 --num-train 9 --num_sequences=128": ("--num-sequences has no effect beside", "leave it out"),
     "estimate MODEL --drop 2 --tune-dense": ("--tune-dense has no effect without --num-train", "add that"),
     "estimate MODEL --drop 2 --mean-tokens 4": ("--mean-tokens has no effect without --num-train", "add that"),
     "estimate MODEL --drop 2 --sleb.sequences 4": ("--sleb.sequences is a setting of sleb", "--method sleb"),

@@ -85,7 +85,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     of_tune = options["num_train"] is not None
     options["method"] = options["method"] or ("gradpruner" if of_tune else "elder")
     refuse_settings_of_others(words, options["method"])
-    found = _of_tune(options, progress) if of_tune else _of_prune(options, progress)
+    found = (_of_tune if of_tune else _of_prune)(options, progress, words)
     if options["json"]:
         print_json(found)
         return
@@ -95,16 +95,14 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     say_next(progress, found["command"], *typed, "--data", "SPEC", "--out", "DIR")
 
 
-def _of_prune(options: dict[str, Any], progress: Any) -> dict[str, Any]:
+def _of_prune(options: dict[str, Any], progress: Any, words: list[str]) -> dict[str, Any]:
     from secateur.forecast import forecast
 
     recovery = recovery_of(options)
-    task, tuning = _fine_tuning_of(
-        {**options, "num_train": 1, "batch_size": None}
-    )  # which holds values to their bounds
+    task, tuning = _fine_tuning_of({**options, "num_train": 1, "batch_size": None})  # holds values to their bounds
     for settings in (task, tuning):
-        _refuse(options, _defaults(settings), without="--num-train")
-    _refuse(options, {"tune_dense": False}, without="--num-train")
+        _refuse(options, _defaults(settings), words, without="--num-train")
+    _refuse(options, {"tune_dense": False}, words, without="--num-train")
     batch_size = _BATCH_SIZE if options["batch_size"] is None else options["batch_size"]
     return forecast(
         options["model"], method=method_of(options), recovery=recovery, drop=parse_amount(options["drop"], "--drop"),
@@ -112,11 +110,11 @@ def _of_prune(options: dict[str, Any], progress: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _of_tune(options: dict[str, Any], progress: Any) -> dict[str, Any]:
+def _of_tune(options: dict[str, Any], progress: Any, words: list[str]) -> dict[str, Any]:
     from secateur.forecast import forecast_tuning
     from secateur.training.recovery import Recovery
 
-    _refuse(options, {**_WINDOWS, **_defaults(Recovery())}, beside="--num-train")
+    _refuse(options, {**_WINDOWS, **_defaults(Recovery())}, words, beside="--num-train")
     task, tuning = _fine_tuning_of(options)
     return forecast_tuning(
         options["model"], method=method_of(options), task=task, tuning=tuning, tune_dense=options["tune_dense"],
@@ -143,13 +141,17 @@ def _defaults(settings: Any) -> dict[str, Any]:
     }
 
 
-def _refuse(options: dict[str, Any], defaults: dict[str, Any], *, without: str = "", beside: str = "") -> None:
-    """An option that would be without effect is refused, since nobody would notice.
+def _refuse(
+    options: dict[str, Any], defaults: dict[str, Any], words: list[str], *, without: str = "", beside: str = ""
+) -> None:
+    """An option that would be without effect is refused, typed with its default too, since nobody would notice.
 
     Raises:
         RequestError: if there is one.
     """
+    typed = {word.partition("=")[0].replace("_", "-") for word in words}
     for name, default in defaults.items():
-        if options[name] != default:
+        option = f"--{name.replace('_', '-')}"
+        if options[name] != default or option in typed:
             remedy = f"without {without}; add that, or leave it out" if without else f"beside {beside}; leave it out"
-            raise RequestError(f"--{name.replace('_', '-')} has no effect {remedy}")
+            raise RequestError(f"{option} has no effect {remedy}")
