@@ -1,5 +1,8 @@
 import json
 import re
+import shutil
+import struct
+import tracemalloc
 
 import pytest
 from gguf import GGMLQuantizationType as Kind
@@ -75,7 +78,7 @@ def test_what_cut_writes_is_proven(arch, tmp_path):
         ("token_embd.weight", "tensors: 'token_embd.weight' is not as in the dense model, 1 of 31 are not"),
         ("blk.1.attn_norm.weight", "tensors: 'blk.1.attn_norm.weight' is not as in the dense model"),
         ("llama.context_length", "configuration: 'llama.context_length' is .*, and must be 128"),
-        ("llama.layer_types", "configuration: 'llama.layer_types' is another array of 3 texts"),
+        ("llama.layer_types", "configuration: 'llama.layer_types' is another array of 3 items"),
         ("general.name", "configuration: 'general.name'"),
         ("tokenizer.ggml.scores", "configuration: 'tokenizer.ggml.scores'"),
     ],
@@ -85,6 +88,27 @@ def test_a_byte_that_changed_is_named(name, reason, dense, pruned):
     check = check_gguf_pair(dense, pruned, dropped=DROPPED)
     assert not check.proven
     assert re.match(reason, check.difference)
+
+
+def test_a_long_array_that_changed_takes_little_memory_and_is_not_quoted(tmp_path):
+    count = 3_000_000
+    paths = []
+    for number, blocks in ((1, range(6)), (2, KEPT)):
+        entry = struct.pack("<Q", 5) + b"x.big" + struct.pack("<IIQ", 9, 0, count) + bytes([number]) * count
+        name = struct.pack("<Q", 5) + b"x.pad"
+        pad = -(len(entry) + len(name) + 12) % 32
+        raw = write_gguf(tmp_path / f"{number}.gguf", blocks, **ABOUT).read_bytes()
+        tensors, entries = struct.unpack_from("<QQ", raw, 8)
+        more = entry + name + struct.pack("<IQ", 8, pad) + b"p" * pad
+        paths.append(tmp_path / f"{number}.gguf")
+        paths[-1].write_bytes(raw[:8] + struct.pack("<QQ", tensors, entries + 2) + more + raw[24:])
+    tracemalloc.start()
+    check = check_gguf_pair(*paths)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    what = f"another array of {count} items"
+    assert check.difference == f"configuration: 'x.big' is {what}, and must be {what} for the layers that are left"
+    assert most < 6 * count
 
 
 def test_layers_in_another_order_are_named(dense, tmp_path):
@@ -164,6 +188,12 @@ def test_a_file_and_a_checkpoint_are_refused_in_one_line(swapped, dense, tiny_ch
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert "give two checkpoints, or two GGUF files" in said.err
+
+
+def test_a_directory_that_is_called_like_a_file_is_a_checkpoint(tiny_checkpoint, tmp_path, capsys):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model.gguf")
+    assert main(["check", str(folder), str(tiny_checkpoint), "--files-only"]) == 1
+    assert "none went" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--layer-by-layer"], ["--prompt-tokens", "8"], ["--trust-remote-code"]])

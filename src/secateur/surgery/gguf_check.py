@@ -23,6 +23,9 @@ from secateur.surgery.shards import StoredTensor, file_size, quoted
 
 __all__ = ["check_gguf_pair"]
 
+_SHOWN = 20
+"""Items of an array that are quoted."""
+
 
 def check_gguf_pair(
     dense: str | Path,
@@ -138,9 +141,12 @@ class _Pair(Findings):
 
 
 def _said(entry: Entry | None) -> str:
+    """Its value; of a long array only that it is another, as what is quoted would be the same of both."""
     if entry is None:
         return "not there"
-    return quoted(entry.value) if entry.value is not None else f"another array of {entry.length} texts"
+    if entry.length is not None and (entry.value is None or entry.length > _SHOWN):
+        return f"another array of {entry.length} items"
+    return quoted(entry.value)
 
 
 def _stored(path: Path, tensors: Collection[Tensor]) -> dict[str, StoredTensor]:

@@ -35,7 +35,7 @@ def looks_like_gguf(source: str | Path) -> bool:
     """Whether a model is a GGUF file by its name or by how it begins."""
     path = Path(source).expanduser()
     with reading(path):
-        return path.suffix == ".gguf" or (path.is_file() and _begins_like_gguf(path))
+        return not path.is_dir() and (path.suffix == ".gguf" or (path.is_file() and _begins_like_gguf(path)))
 
 
 def cut_gguf(

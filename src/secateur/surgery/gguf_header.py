@@ -36,6 +36,9 @@ _MAX_HEADER = 2**28
 _MAX_DIMENSIONS, _MAX_NAME = 4, 65535
 """Dimensions of a tensor in ggml; bytes of a name in the format."""
 
+_MAX_ITEMS = 2**20
+"""Of an array that becomes a tuple, which takes eight times its bytes; no model has as many layers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -57,12 +60,14 @@ class Entry:
 
     @property
     def value(self) -> Any:
-        """A number, a text, a tuple of numbers; None for an array of texts."""
+        """A number, a text, a tuple of numbers; None for an array of texts, or of more numbers than could speak of layers."""
         if self.kind == _STRING:
             return self.raw[8:].decode(errors="replace")
         if self.kind != _ARRAY:
             return struct.unpack("<" + _SCALARS[self.kind], self.raw)[0]
-        return None if self._item is None else struct.unpack(f"<{self.length}{self._item}", self.raw[12:])
+        if self._item is None or (self.length or 0) > _MAX_ITEMS:
+            return None
+        return struct.unpack(f"<{self.length}{self._item}", self.raw[12:])
 
     def with_number(self, number: int) -> Entry:
         """The same entry with another whole number."""
