@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import struct
+import subprocess
 import tracemalloc
 from contextlib import nullcontext
 from pathlib import Path
@@ -420,6 +421,25 @@ def test_layers_named_in_a_quantizers_own_file_are_renumbered_or_refused(name, d
         cut_checkpoint(dense, tmp_path / "other", [1, 2])
 
 
+@pytest.mark.parametrize("version", ["gptqmodel:1.4.0", "0.9.1.dev3+g12ab", "auto-gptq 0.7.1 (x)", "0.29.0"])
+def test_a_version_in_the_quantization_settings_is_no_pattern_of_layers(version, dense, tmp_path):
+    about = {"meta": {"quantizer": [version]}}
+    quantize(dense, "gptq", **about)
+    (dense / "quantize_config.json").write_text(json.dumps(about))
+    cut_checkpoint(dense, tmp_path / "out", [1])
+    assert config_of(tmp_path / "out")["quantization_config"]["meta"] == about["meta"]
+    assert json.loads((tmp_path / "out" / "quantize_config.json").read_text()) == about
+
+
+def test_a_quantizers_file_that_is_nested_too_deep_or_holds_half_a_character_is_no_traceback(dense, tmp_path):
+    (dense / "quantize_config.json").write_text("[" * 900 + "]" * 900)
+    expect_refusal(UnsupportedModelError, "are nested more than 32 deep; mend them", dense)
+    (dense / "quantize_config.json").write_text('{"a": "\\ud800", "model.layers.2": 1}')
+    cut_checkpoint(dense, tmp_path / "out", [1])
+    written = json.loads((tmp_path / "out" / "quantize_config.json").read_text())
+    assert written == {"a": "\ud800", "model.layers.1": 1}
+
+
 def test_a_quantized_layer_without_one_of_its_tensors_is_refused(dense):
     quantize(dense, "gptq")
     lost = "model.layers.4.mlp.up_proj.scales"
@@ -545,6 +565,24 @@ def test_code_in_folders_is_copied_and_what_else_they_hold_is_told(dense, tmp_pa
     assert {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.py")} == set(code)
     assert all((tmp_path / "out" / name).read_text() == f"# {name}" for name in code)
     assert set(report.left) == {"code/", "checkpoint-1/", ".git/", "secateur/", "elsewhere/"}
+
+
+def test_code_in_folders_deeper_than_python_calls_stays_behind(dense, tmp_path):
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(dense)
+        for _ in range(1500):
+            os.mkdir("a")
+            os.chdir("a")
+        Path("own.py").write_text("1")
+        os.fchdir(here)
+        report = cut_checkpoint(dense, tmp_path / "out", [1])
+        assert "a/" in report.left
+        assert not [name for name in report.copied if name.endswith(".py")]
+    finally:  # pytest removes folders by calls in each other
+        os.fchdir(here)
+        os.close(here)
+        subprocess.run(["rm", "-r", str(dense / "a")], check=True)
 
 
 def test_code_in_folders_of_the_hub_cache_is_copied_and_no_link_leads_elsewhere(tmp_path, tiny_checkpoint):

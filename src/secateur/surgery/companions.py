@@ -21,6 +21,9 @@ _NOT_COPIED = {
 _OURS, _COMPILED = "secateur", "__pycache__"
 """Folders without a model's code: of the run that made a checkpoint, and what Python leaves."""
 
+_MAX_DEPTH = 16
+"""Of folders with code in each other; a stranger's may be deeper than Python calls."""
+
 
 def companions(folder: Path, rewritten: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What lies beside the weights: the files to copy as they are, and what to leave.
@@ -69,7 +72,13 @@ def _code_in(folder: Path, package: Path) -> tuple[list[str], bool]:
         path = found.pop()
         with reading(path):
             if path.is_dir():
-                if path.name.isidentifier() and path.name not in (_OURS, _COMPILED) and not path.is_symlink():
+                deep = len(path.relative_to(folder).parts) > _MAX_DEPTH
+                if (
+                    path.name.isidentifier()
+                    and path.name not in (_OURS, _COMPILED)
+                    and not path.is_symlink()
+                    and not deep
+                ):
                     found += path.iterdir()
                 else:
                     others = others or path.name != _COMPILED

@@ -262,7 +262,7 @@ def _quantizer_files(
         if re.fullmatch(r"(?:hf_)?quant(?:ize|ization)?_config\.json", name):
             settings, named = renumbered_settings(read_json(folder / name), f"{folder / name}'s rules", paths, new_of)
             if named:
-                texts[name] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+                texts[name] = json.dumps(settings, indent=2) + "\n"
     return texts
 
 

@@ -12,6 +12,9 @@ from secateur.surgery.shards import quoted
 
 __all__ = ["renumbered_settings"]
 
+_MAX_DEPTH = 32
+"""Of lists and dictionaries in each other; a stranger's may be deeper than Python calls."""
+
 
 def renumbered_settings(
     settings: Any, whose: str, paths: Collection[str], new_of: Mapping[int, int]
@@ -25,7 +28,8 @@ def renumbered_settings(
         new_of: kept layer of the dense model → its number after the cut.
 
     Raises:
-        UnsupportedModelError: if a pattern speaks of single layers, which cannot be renumbered.
+        UnsupportedModelError: if a pattern speaks of single layers, which cannot be renumbered, or what they say lies deeper
+            than any quantizer writes.
     """
     named = False
     lists = "|".join(re.escape(path.rpartition(".")[2]) for path in paths)
@@ -37,11 +41,11 @@ def renumbered_settings(
             named = True
             new = renumbered(f"{text}.", [prefix], new_of)
             return None if new is None else new.removesuffix(".")
-        # Patterns: any number may stand for the layer, but a certain one may not.
+        # Patterns: any number may stand for the layer, but a certain one may not. Of a version (0.9.1+g1) none does.
         rest = text.replace("[0-9]", "").replace(r"\d", "")
         pattern = not re.fullmatch(r"[\w.\-]*", text)
         single = (
-            re.search(rf"\b(?:{lists})\W+[0-9]|(?<=\.)[0-9]+(?=\\?\.)", rest)
+            re.search(rf"\b(?:{lists})\W+[0-9]|(?<![0-9]\.)(?<=\.)[0-9]+(?=\\?\.)", rest)
             if pattern
             else re.match(r"[0-9]+\.[a-z_]", text)
         )
@@ -51,14 +55,16 @@ def renumbered_settings(
             )
         return text
 
-    def walk(value: Any) -> Any:
+    def walk(value: Any, depth: int) -> Any:
+        if depth > _MAX_DEPTH:
+            raise UnsupportedModelError(f"{whose} are nested more than {_MAX_DEPTH} deep; mend them")
         if isinstance(value, str):
             return word(value)
         if isinstance(value, (list, tuple)):
-            return [new for each in value if (new := walk(each)) is not None or each is None]
+            return [new for each in value if (new := walk(each, depth + 1)) is not None or each is None]
         if isinstance(value, dict):
-            return {new: walk(each) for name, each in value.items() if (new := word(name)) is not None}
+            return {new: walk(each, depth + 1) for name, each in value.items() if (new := word(name)) is not None}
         return value
 
-    new = walk(settings)  # before it is known whether any is named
+    new = walk(settings, 0)  # before it is known whether any is named
     return new, named
