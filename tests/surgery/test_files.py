@@ -440,6 +440,17 @@ def test_a_quantizers_file_that_is_nested_too_deep_or_holds_half_a_character_is_
     assert written == {"a": "\ud800", "model.layers.1": 1}
 
 
+def test_a_quantized_checkpoint_whose_configuration_does_not_say_so_is_told_where_it_must(dense, tmp_path):
+    quantize(dense, "gptq")
+    settings = config_of(dense)["quantization_config"]
+    change_config(dense, quantization_config=None)
+    (dense / "quantize_config.json").write_text(json.dumps(settings))
+    words = r"not read quantize_config\.json; put what that says into config\.json, as quantization_config"
+    expect_refusal(ModelError, words, dense)
+    change_config(dense, quantization_config=json.loads((dense / "quantize_config.json").read_text()))
+    cut_checkpoint(dense, tmp_path / "out", [1])
+
+
 def test_a_quantized_layer_without_one_of_its_tensors_is_refused(dense):
     quantize(dense, "gptq")
     lost = "model.layers.4.mlp.up_proj.scales"
@@ -572,7 +583,7 @@ def test_code_in_folders_deeper_than_python_calls_stays_behind(dense, tmp_path):
     try:
         os.chdir(dense)
         for _ in range(1500):
-            os.mkdir("a")
+            Path("a").mkdir()
             os.chdir("a")
         Path("own.py").write_text("1")
         os.fchdir(here)

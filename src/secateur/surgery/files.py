@@ -255,11 +255,11 @@ def _quantizer_files(
     folder: Path, names: Collection[str], paths: Collection[str], new_of: Mapping[int, int]
 ) -> dict[str, str]:
     """What quantizers' own files say of the kept layers, such as GPTQ's quantize_config.json; nothing where none is named."""
-    from secateur.surgery.quantization import renumbered_settings
+    from secateur.surgery.quantization import is_of_quantizer, renumbered_settings
 
     texts = {}
     for name in names:
-        if re.fullmatch(r"(?:hf_)?quant(?:ize|ization)?_config\.json", name):
+        if is_of_quantizer(name):
             settings, named = renumbered_settings(read_json(folder / name), f"{folder / name}'s rules", paths, new_of)
             if named:
                 texts[name] = json.dumps(settings, indent=2) + "\n"

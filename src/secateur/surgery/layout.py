@@ -27,7 +27,7 @@ from secateur.loading import quiet_transformers
 from secateur.surgery.config import remove_layers_from_config_
 from secateur.surgery.names import layer_in, new_numbers, renumbered
 from secateur.surgery.parts import parts_kept
-from secateur.surgery.quantization import renumbered_settings
+from secateur.surgery.quantization import is_of_quantizer, renumbered_settings
 from secateur.surgery.shards import Bytes, StoredTensor, quoted
 from secateur.surgery.skeleton import SHARING, Changes, changes_between
 
@@ -211,6 +211,11 @@ class _Fit:
     def check_complete(self, folder: Path) -> None:
         """Each weight of the model is there, in its shape."""
         if self.missing:
+            if of_quantizer := sorted(each.name for each in folder.iterdir() if is_of_quantizer(each.name)):
+                raise ModelError(
+                    f"{folder} lacks {quoted(min(self.missing))}, as its config.json does not say that it is quantised, and "
+                    f"transformers does not read {of_quantizer[0]}; put what that says into config.json, as quantization_config"
+                )
             raise ModelError(
                 f"{folder} lacks {len(self.missing)} of the model's weights, {quoted(min(self.missing))} first; "
                 "give a complete checkpoint"

@@ -10,10 +10,15 @@ from secateur.errors import UnsupportedModelError
 from secateur.surgery.names import layer_in, renumbered
 from secateur.surgery.shards import quoted
 
-__all__ = ["renumbered_settings"]
+__all__ = ["is_of_quantizer", "renumbered_settings"]
 
 _MAX_DEPTH = 32
 """Of lists and dictionaries in each other; a stranger's may be deeper than Python calls."""
+
+
+def is_of_quantizer(name: str) -> bool:
+    """Whether a file beside a checkpoint holds a quantizer's settings, by its name."""
+    return re.fullmatch(r"(?:hf_)?quant(?:ize|ization)?_config\.json", name) is not None
 
 
 def renumbered_settings(
