@@ -19,6 +19,7 @@ from secateur.trust import is_pickle_allowed
 __all__ = [
     "Placement",
     "autocast_dtype",
+    "check_causal",
     "described_in",
     "dtype_named",
     "is_offloaded",
@@ -142,26 +143,45 @@ def load_config(source: str | Path, *, revision: str | None = None, trust_remote
         UnsupportedModelError: if it is not that of a causal language model.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if _can_only_be_here(source) and not Path(source).exists():
         raise ModelError(f"there is no {source}; give a local checkpoint directory, or a hub id (owner/name)")
     with _explained(source), quiet_transformers():
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-        names = list(config.architectures or ())
-    remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    causal = remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    # BERT and its like can be built as a decoder; a checkpoint trained to fill gaps is none.
-    masked = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in names)
-    if getattr(config, "is_encoder_decoder", False) or masked or not causal:
-        raise UnsupportedModelError(
-            f"{source} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
-        )
+    check_causal(source, config, trust_remote_code=trust_remote_code)
     with _explained(source):
         num_layers = layer_count(config)
     if not 1 <= num_layers <= MOST_LAYERS:
         raise ModelError(f"{source} says that its model has {num_layers} layers; mend config.json")
     return config
+
+
+def check_causal(source: str | Path, config: Any, *, trust_remote_code: bool) -> None:
+    """Make sure that a configuration is that of a causal language model, which transformers finds by it.
+
+    Raises:
+        UnsupportedModelError: if it is not.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    with _explained(source):
+        names = list(config.architectures or ())
+        remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+        causal = remote or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    # BERT and its like can be built as a decoder; a checkpoint trained to fill gaps is none.
+    masked = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in names)
+    known = [] if causal else [name for name in names if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()]
+    own = [name for name in known if getattr(getattr(transformers, name), "config_class", None) is type(config)]
+    if own:
+        raise UnsupportedModelError(
+            f"{source} is a '{config.model_type}' model, which transformers' {own[0]} loads, and its AutoModelForCausalLM, which "
+            "is used here, does not; load it with the former, and cut it in Python with secateur.remove_layers_"
+        )
+    if getattr(config, "is_encoder_decoder", False) or masked or not causal:
+        raise UnsupportedModelError(
+            f"{source} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
+        )
 
 
 def load_tokenizer(source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

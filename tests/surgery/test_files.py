@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Emu3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from families.family_models import build as build_any
@@ -29,6 +29,7 @@ from secateur.errors import (
     UnsupportedModelError,
     WriteError,
 )
+from secateur.loading import load_model
 from secateur.plan import PruningPlan
 from secateur.surgery.check import check_pair
 from secateur.surgery.files import cut_checkpoint
@@ -186,6 +187,18 @@ def test_tensors_over_all_layers_or_put_together_on_the_cpu_equal_bypass_and_the
     assert torch.equal(logits(again.eval(), IDS), expected)
     check = check_pair(source, tmp_path / "out")
     assert (check.proven, check.dropped) == (True, tuple(dropped))
+
+
+def test_a_model_that_the_auto_class_does_not_load_is_refused_with_the_class_that_does(tmp_path):
+    source = save(build_any("emu3"), tmp_path / "dense")
+    expect_refusal(UnsupportedModelError, "'emu3_text_model' model, which transformers' Emu3ForCausalLM loads", source)
+    with pytest.raises(UnsupportedModelError, match=r"load it with the former, and cut it in Python"):
+        load_model(source)
+    model = Emu3ForCausalLM.from_pretrained(source, attn_implementation="eager").eval()
+    with Decoder(model).bypass([1]):
+        expected = logits(model, IDS)
+    remove_layers_(model, [1])
+    assert torch.equal(logits(model, IDS), expected)
 
 
 @pytest.mark.parametrize("dropped", [[0], [1, 4], [2]], ids=str)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.depth import count_field
-from secateur.errors import ModelError, UnsupportedModelError
+from secateur.errors import ModelError
 from secateur.surgery.shards import StoredTensor, quoted, read_header, read_json
 
 __all__ = ["INDEX", "WEIGHTS", "check_is_checkpoint", "read_config", "read_weights"]
@@ -98,6 +98,7 @@ def read_config(folder: Path, num_tensors: int, trust_remote_code: bool) -> Any:
     """The configuration of a decoder-only causal language model."""
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    from secateur.loading import check_causal
     from secateur.surgery.layout import explained
 
     path = folder / "config.json"
@@ -115,11 +116,7 @@ def read_config(folder: Path, num_tensors: int, trust_remote_code: bool) -> Any:
     _check_counts(path, "", raw, max(num_tensors, _PLAUSIBLE_COUNT))
     with explained(f"cannot read {path}", "see the reason and mend it"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-        masked = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in config.architectures or ())
-        if masked or config.is_encoder_decoder:
-            raise UnsupportedModelError(
-                f"{folder} is a '{config.model_type}' model, not a causal language model; choose one that generates text"
-            )
+        check_causal(folder, config, trust_remote_code=trust_remote_code)
         text = config.get_text_config(decoder=True)
         count = getattr(text, count_field(text), None)
     if type(count) is not int or count < 1:
