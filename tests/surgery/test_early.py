@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from families.family_models import build as build_any
 from secateur.errors import ModelError, WriteError
 from secateur.plan import PruningPlan
 from secateur.surgery import early, files
@@ -43,6 +44,17 @@ def test_what_was_foreseen_wrongly_is_written_again(tiny_checkpoint, tmp_path, b
     cut_checkpoint(tiny_checkpoint, tmp_path / "out", [1, 4], max_shard_size="60KB")
     assert begun[0] != begun[1]
     assert tree(tmp_path / "out") == tree(tmp_path / "right")
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4", "gemma4_text"])
+def test_tensors_over_all_layers_are_foreseen_and_written_once(family, tmp_path, monkeypatch):
+    written = []
+    real = early.write_shard
+    monkeypatch.setattr(early, "write_shard", lambda path, *args: written.append(path.name) or real(path, *args))
+    source = save(build_any(family), tmp_path / "dense")
+    report = cut_checkpoint(source, tmp_path / "out", [1], max_shard_size="30KB")
+    assert len(report.weights) > 1
+    assert sorted(written) == sorted(report.weights)
 
 
 def test_nothing_is_begun_where_names_leave_it_open_or_weights_are_computed(tiny_checkpoint, tmp_path, begun):

@@ -24,6 +24,7 @@ from secateur.surgery.companions import companions
 from secateur.surgery.early import EarlyShards
 from secateur.surgery.names import layer_in, new_numbers, renumbered
 from secateur.surgery.output import check_output, new_directory
+from secateur.surgery.parts import parts_foreseen
 from secateur.surgery.shards import Bytes, StoredTensor, copy_file, read_json
 from secateur.surgery.source import INDEX, WEIGHTS, read_config, read_weights
 from secateur.values import write_json
@@ -204,7 +205,7 @@ def _decide(
 
 def _foreseen(
     tensors: Mapping[str, StoredTensor], dropped: Collection[int] | PruningPlan
-) -> Mapping[str, StoredTensor] | None:
+) -> Mapping[str, Bytes] | None:
     """What a cut keeps, as far as the names of the tensors say; None where they leave it open, or weights are computed."""
     found: dict[str, set[int]] = defaultdict(set)
     for name in tensors:
@@ -222,7 +223,11 @@ def _foreseen(
         return None
     new_of = new_numbers(count, gone)
     moved = ((renumbered(name, [prefix], new_of), tensor) for name, tensor in tensors.items())
-    return {name: tensor for name, tensor in moved if name is not None}
+    return {
+        name: tensor if layer_in(name)[0] == prefix else parts_foreseen(name, tensor, count, sorted(new_of))
+        for name, tensor in moved
+        if name is not None
+    }
 
 
 def check_apart(folder: Path, out: Path) -> None:

@@ -7,6 +7,7 @@ model, so the parts are gathered while they are read, a megabyte at a time.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,7 +15,10 @@ from itertools import groupby
 from secateur.errors import UnsupportedModelError
 from secateur.surgery.shards import CHUNK, Bytes, StoredTensor, quoted
 
-__all__ = ["PartsTensor", "parts_kept"]
+__all__ = ["PartsTensor", "parts_foreseen", "parts_kept"]
+
+_OF_ALL = re.compile(r"(?:^|[._])per_layer(?:[._]|$)")
+"""In the names that Gemma gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,14 @@ def parts_kept(
             )
         found[name] = PartsTensor(whole=tensor, dim=dim, num_layers=num_layers, kept=tuple(kept))
     return found
+
+
+def parts_foreseen(name: str, tensor: StoredTensor, num_layers: int, kept: Sequence[int]) -> Bytes:
+    """What a tensor outside the layers probably becomes, as far as its name and shape say; whether so is verified later."""
+    dims = [dim for dim in range(len(tensor.shape)) if _divides(tensor, dim, num_layers)]
+    if len(tensor.shape) < 2 or len(dims) != 1 or not _OF_ALL.search(name):
+        return tensor
+    return PartsTensor(whole=tensor, dim=dims[0], num_layers=num_layers, kept=tuple(kept))
 
 
 def _divides(tensor: StoredTensor, dim: int, num_layers: int) -> bool:
