@@ -350,8 +350,9 @@ class _Workbench:
             model = cut_copy(self.decoder, plan.dropped)
         with in_one_step(self.run.progress, "writing the model and proving it"):
             return write_and_prove(
-                model, self.tokenizer, directory, proof_ids, self.trust_remote_code, expected=expected
-            )
+                model, self.tokenizer, directory, proof_ids, self.trust_remote_code, dense=lambda: self.decoder,
+                expected=expected,
+            )  # fmt: skip
 
     @contextmanager
     def _kept_if_diverged(self, model: Any, state: str) -> Iterator[None]:

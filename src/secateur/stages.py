@@ -208,13 +208,17 @@ def write_and_prove(
     proof_ids: torch.Tensor,
     trust_remote_code: bool,
     *,
+    dense: Callable[[], Decoder],
     expected: torch.Tensor | None = None,
 ) -> tuple[Proof, Any]:
-    """Write a model as it is now, and hold what is written to `expected`: its own logits, trained after its cut, if None."""
+    """Write a model as it is now, and hold what is written to `expected`: its own logits, trained after its cut, if None.
+
+    Only a cache that is wrong is held to that of the `dense` model.
+    """
     if expected is None:
         expected = bypassed_logits(Decoder(model), (), proof_ids)
     save_checkpoint(model, tokenizer, directory)
-    return prove_checkpoint(directory, proof_ids, expected, trust_remote_code=trust_remote_code)
+    return prove_checkpoint(directory, proof_ids, expected, trust_remote_code=trust_remote_code, dense=dense)
 
 
 def sharing_copy(model: Any) -> Any:

@@ -292,16 +292,22 @@ def _write_and_prove(
     out: str | Path,
 ) -> tuple[Proof, Any]:
     """Write the model, and the adapter beside it if there is one; load both afresh and hold them to what was trained."""
+
+    def dense() -> Decoder:
+        return Decoder(asked.load_model())
+
     if not asked.writes_adapter:
         plain = tuned.merge_and_unload() if asked.tuning.train == "lora" else tuned
         round_back_(stored)
-        return write_and_prove(plain, bench.tokenizer, directory, proof_ids, asked.trust_remote_code)
+        return write_and_prove(plain, bench.tokenizer, directory, proof_ids, asked.trust_remote_code, dense=dense)
     from peft import PeftModel
 
     with_adapter = bypassed_logits(Decoder(tuned), (), proof_ids)
     tuned.peft_config["default"].base_model_name_or_path = str(Path(out).expanduser().absolute())
     tuned.save_pretrained(directory / "adapter", save_embedding_layers=False)  # asked, it looks for the base at `out`
-    proof, base = write_and_prove(tuned.unload(), bench.tokenizer, directory, proof_ids, asked.trust_remote_code)
+    proof, base = write_and_prove(
+        tuned.unload(), bench.tokenizer, directory, proof_ids, asked.trust_remote_code, dense=dense
+    )
     with gradient_checkpointing_quietly():
         proved = PeftModel.from_pretrained(base, directory / "adapter").eval()
     difference = (bypassed_logits(Decoder(proved), (), proof_ids) - with_adapter).abs().max().item()

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 import subprocess
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from secateur.decoder import Decoder
 from secateur.errors import ModelError, OutputError, ProofError, WriteError
+from secateur.report.comparison import cached_generation_in_words
 from secateur.surgery.checkpoint import bypassed_logits, prove_checkpoint, save_checkpoint
 from secateur.surgery.live import remove_layers_
 from secateur.surgery.output import check_output, new_directory
@@ -338,3 +340,25 @@ def test_a_cache_that_forgets_fails_the_proof(written, monkeypatch):
     monkeypatch.setattr(checkpoint, "load_model", load_with_one_number)
     with pytest.raises(ProofError, match="cached and uncached"):
         prove_checkpoint(directory, IDS, expected)
+
+
+def test_a_cache_that_forgets_in_the_dense_model_too_is_not_held_against_the_cut(written, monkeypatch):
+    from secateur.surgery import checkpoint
+
+    directory, expected = written
+    gaps = iter([0.5, 0.2, 10.0, 0.2, 0.5, 0.0, 0.5])  # of the cut model, and of the dense one
+    monkeypatch.setattr(checkpoint, "cache_gap", lambda *_: next(gaps))
+    proof, _ = prove_checkpoint(directory, IDS, expected, dense=lambda: None)
+    assert (proof.max_cache_gap, proof.dense_cache_gap) == (0.5, 0.2)
+    assert "differs from uncached by 0.5 in a logit, as in the dense model, by 0.2" in cached_generation_in_words(
+        dataclasses.asdict(proof)
+    )
+    for of_dense in ("0.2", "0"):
+        with pytest.raises(ProofError, match=f"in a logit, and in the dense model by {of_dense}, more than rounding"):
+            prove_checkpoint(directory, IDS, expected, dense=lambda: None)
+
+    def cannot():
+        raise RuntimeError
+
+    with pytest.raises(ProofError, match=r"disagree by 0.5 in a logit, more than rounding"):
+        prove_checkpoint(directory, IDS, expected, dense=cannot)

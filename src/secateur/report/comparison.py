@@ -92,6 +92,15 @@ def measured_in_words(record: Mapping[str, Any]) -> str:
     return f", {windows:,} windows of {window:,} tokens that nothing was chosen or trained on{sure}"
 
 
+def cached_generation_in_words(proof: Mapping[str, Any]) -> str:
+    """What a run's proof says of generation with the cache."""
+    of_dense = proof.get("dense_cache_gap")
+    if of_dense is None:
+        return "cached generation agrees with uncached"
+    gap = f"{proof['max_cache_gap']:.2g}"
+    return f"cached generation differs from uncached by {gap} in a logit, as in the dense model, by {of_dense:.2g}"
+
+
 def recovered_in_words(record: Mapping[str, Any]) -> str | None:
     """What a recovery was and what it changed, in one line; None if there was none.
 

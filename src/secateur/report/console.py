@@ -20,6 +20,7 @@ from rich.text import Text
 from secateur.report.budget import budget_table
 from secateur.report.comparison import (
     MISSING,
+    cached_generation_in_words,
     compared,
     doubt_of_speed,
     format_count,
@@ -252,7 +253,7 @@ def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
     console.print(
         f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} "
         "of those\n"
-        f"of the model {held_to}, and cached generation agrees with uncached",
+        f"of the model {held_to}, and {cached_generation_in_words(proof)}",
         soft_wrap=True,
     )
     _say_where(path, console)
@@ -291,7 +292,7 @@ def show_tuned(record: dict[str, Any], path: str, console: Any) -> None:
     proof = record["proof"]
     console.print(
         f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} "
-        "of those\nof the model that was trained, and cached generation agrees with uncached",
+        f"of those\nof the model that was trained, and {cached_generation_in_words(proof)}",
         soft_wrap=True,
     )
     adapter = record["training"]["settings"]["train"] == "lora" and record["adapter"]

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from secateur.report.charts import Bar, bars, format_small, heat_map, lines
-from secateur.report.comparison import MISSING, compared, doubt_of_speed, format_number, layer_ranges, measured_in_words
+from secateur.report.comparison import (
+    MISSING,
+    cached_generation_in_words,
+    compared,
+    doubt_of_speed,
+    format_number,
+    layer_ranges,
+    measured_in_words,
+)
 from secateur.report.html import Html, el, joined, table, unbroken
 from secateur.report.reported import Quality, ReportedRun, ratio, verdict
 
@@ -243,8 +251,8 @@ def _proof(run: ReportedRun) -> Html:
     return el(
         "p",
         f"Loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} of those of "
-        f"the model it was made from (rounding explains {proof['tolerance']:.2g}), and {proof['generated_tokens']} tokens "
-        "generated with a cache agree with those generated without.",
+        f"the model it was made from (rounding explains {proof['tolerance']:.2g}), and in {proof['generated_tokens']} tokens "
+        f"{cached_generation_in_words(proof)}.",
     )
 
 

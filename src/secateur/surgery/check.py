@@ -20,6 +20,7 @@ from secateur.depth import layer_count
 from secateur.errors import ModelError, PlanError, RequestError
 from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
+from secateur.surgery.checkpoint import is_of_family
 from secateur.surgery.findings import Check, DifferentError, Findings
 from secateur.surgery.folding import folded
 from secateur.surgery.layout import CutLayout, check_told_by_files, cut_layout, layer_paths
@@ -33,9 +34,6 @@ __all__ = ["check_pair"]
 
 _SAYS_NOTHING = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 """Fields of a configuration that may differ: who wrote it, and what the tensors themselves say."""
-
-_ALIKE = 4
-"""A gap of the cut model's cache that is so many times the dense model's or less is the family's."""
 
 
 def check_pair(
@@ -185,7 +183,7 @@ class _Pair(Findings):
         words = f"cached and uncached differ by {gap:.3g} in a logit, in {outcome.generated_tokens} tokens"
         if not math.isnan(of_dense):
             words += f"; in the dense model by {of_dense:.3g}"
-        if not holds and of_dense > outcome.tolerance and gap <= _ALIKE * of_dense:
+        if not holds and is_of_family(gap, of_dense, outcome.tolerance):
             holds, words = None, f"{words}, so that it is not the cut"
         self.found("generation", holds, words)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from secateur.decoder import Decoder
 from secateur.errors import ModelError
 from secateur.loading import Placement, load_model
-from secateur.surgery.checkpoint import bypassed_logits, cache_gap, tolerance
+from secateur.surgery.checkpoint import bypassed_logits, cache_gap, dense_cache_gap, tolerance
 
 __all__ = ["Outcome", "on_disk", "read_whole_", "run_pair"]
 
@@ -153,8 +153,7 @@ def _compared(
     gc.collect()
     dense_gap = math.nan
     if not gap <= allowed:
-        with suppress(Exception):  # of any type: what the dense model cannot do speaks for nothing
-            dense_gap = cache_gap(opened(dense), prompt, new_tokens)
+        dense_gap = dense_cache_gap(lambda: opened(dense), prompt, new_tokens)
     return Outcome(
         layer_by_layer=from_disk,
         tokens=input_ids.numel(),
