@@ -201,6 +201,14 @@ def test_a_model_that_the_auto_class_does_not_load_is_refused_with_the_class_tha
     assert torch.equal(logits(model, IDS), expected)
 
 
+def test_weights_of_layers_that_are_numbered_outside_them_are_named_as_the_reason(tmp_path):
+    source = save(build_any("inkling2_text"), tmp_path / "dense")
+    words = (
+        r"to 3 layers: 'model\.llm\.attn_res\.attn_queries\.0' is numbered outside the layers, .*prune the loaded model"
+    )
+    expect_refusal(UnsupportedModelError, words, source, [3, 4, 5])
+
+
 @pytest.mark.parametrize("dropped", [[0], [1, 4], [2]], ids=str)
 @pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe", "qwen3_next", "flint"])
 def test_every_other_layer_with_experts_equals_bypass_and_the_cut_live_model_when_saved(family, dropped, tmp_path):

@@ -132,6 +132,12 @@ def cut_layout(
                 unread=cut.unexpected | _known_as_unread(cut.model, kept),
             )  # fmt: skip
         reasons.append(f"without those under '{prefix}', {reason}")
+    # Such as Inkling's `attn_res.attn_queries.0`, which is layer 1's.
+    beside = [name for name in tensors if layer_in(name)[1] is None and layer_in(f"{name}.")[1] is not None]
+    if beside:
+        reasons.insert(
+            0, f"{quoted(min(beside))} is numbered outside the layers, and nothing says of which layer it is"
+        )
     raise UnsupportedModelError(
         f"the tensors of {folder} cannot be cut to {len(new_of)} layers: {reasons[0]}; prune the loaded model instead"
     )
