@@ -1054,3 +1054,12 @@ def test_demo_hands_over_what_an_interrupted_one_goes_on_with(tmp_path: Path, mo
         True,
         0,
     )
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_explains_every_option_however_it_is_asked_for(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", "--method", "elder", word]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--num-sequences NUM_SEQUENCES Calibration windows." in shown
+    assert "Fold what the layers did into the projection" in shown
+    assert "--sleb" not in shown

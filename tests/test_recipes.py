@@ -32,7 +32,9 @@ def lost(asked: dict[str, Any], taken: dict[str, Any]) -> list[str]:
     for name, value in asked.items():
         if isinstance(value, dict):
             found += lost(value, taken[name])
-        elif taken[name] not in (value, str(value)):  # a number of layers is printed as text
+        elif taken[name] != (
+            str(value) if name in ("drop", "layers") else value
+        ):  # a number of layers is printed as text
             found.append(name)
     return found
 

@@ -496,7 +496,7 @@ def test_a_plan_that_is_another_than_was_written_is_not_gone_on_from(
         plan = json.loads(file.read_text())
         file.write_text(json.dumps({**plan, "order": [(layer + 1) % 6 for layer in plan["order"]]}))
     else:
-        file.write_text("0" * 64)
+        file.write_bytes(b"\xff" * 64)  # no text at all
     with pytest.raises(RequestError, match=r"plan\.json is damaged.*remove .*out\.work to start over"):
         run(tiny_checkpoint, text, out, "laco", resume=True)
 

@@ -133,10 +133,11 @@ def prune(
                 seed=seed, precision=autocast_dtype(precision, decoder.device), progress=stages.progress,
                 keeping=work.training("prepared"),
             ),
+            load_dense=lambda: load_model(source, dtype=dtype, **loading),
             trust_remote_code=trust_remote_code, prompts=prompts, work=work,
         )  # fmt: skip
         check_recovery(recovery, data, precision=bench.run.precision)
-        ahead = preflight(decoder, data, held_out, bench.cost(method, recovery, target), bench.run)
+        ahead = preflight(decoder, data, held_out, bench.cost(method, recovery, target), bench.run, wide=bench.wide)
         stages.progress.note(f"{ahead}{LESS_WHAT_IS_DONE if resume else ''}")
         about = describe_model(model, id=str(source), revision=revision)
         work.begin({**asked, "texts": [data.fingerprint, held_out.fingerprint], "config": about["config_sha256"]})
@@ -148,9 +149,7 @@ def prune(
         preparation = bench.prepare_(method, plan) if method.prepares else None
         metrics, recovered, recovery_report = {"dense": dense}, None, None
         if recovery.trains:
-            recovered, metrics["cut"], recovery_report = bench.cut_and_recover(
-                recovery, plan, load_dense=lambda: load_model(source, dtype=dtype, **loading)
-            )
+            recovered, metrics["cut"], recovery_report = bench.cut_and_recover(recovery, plan)
 
         def written() -> tuple[Proof, dict[str, Any]]:
             with new_directory(out, overwrite=overwrite, needs=num_bytes(recovered or decoder.model)) as directory:
@@ -241,6 +240,7 @@ class _Workbench:
     stages: Stages
     run: Run
     out: str | Path
+    load_dense: Callable[[], Any]  # read again: the decoder's model may have been prepared, or trained
     wide: bool  # 16-bit weights are trained in float32
     trust_remote_code: bool
     prompts: Sequence[str]
@@ -315,9 +315,7 @@ class _Workbench:
                 before = quality(decoder.model, self.held_out, self.run.progress, description)
         return {**report, "perplexity_before_cut": before["perplexity"]}
 
-    def cut_and_recover(
-        self, recovery: Recovery, plan: PruningPlan, *, load_dense: Callable[[], Any]
-    ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    def cut_and_recover(self, recovery: Recovery, plan: PruningPlan) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Cut a copy, hold it to the bypassed model, measure it, and train it; its kept layers are the decoder's own.
 
         The teacher is the dense model read again: what `decoder` holds may have been prepared, and is about to be trained.
@@ -333,7 +331,7 @@ class _Workbench:
         def make_() -> dict[str, Any]:
             with self._kept_if_diverged(pruned, "with the layers removed"):
                 return recover_(
-                    Decoder(pruned), self.data, settings=recovery, teacher=load_dense() if recovery.needs_teacher else None,
+                    Decoder(pruned), self.data, settings=recovery, teacher=self.load_dense() if recovery.needs_teacher else None,
                     precision=self.run.precision, wide=self.wide, seed=self.run.seed, progress=progress,
                     keeping=self.work.training("recovered"),
                 )  # fmt: skip
@@ -350,7 +348,7 @@ class _Workbench:
             model = cut_copy(self.decoder, plan.dropped)
         with in_one_step(self.run.progress, "writing the model and proving it"):
             return write_and_prove(
-                model, self.tokenizer, directory, proof_ids, self.trust_remote_code, dense=lambda: self.decoder,
+                model, self.tokenizer, directory, proof_ids, self.trust_remote_code, dense=lambda: Decoder(self.load_dense()),
                 expected=expected,
             )  # fmt: skip
 

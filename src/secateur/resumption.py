@@ -220,7 +220,7 @@ class Work:
         """Such a file, as it was written."""
         file = self.folder / name
         seal = file.with_name(name + _SEAL)
-        if not (file.is_file() and seal.is_file() and sha256(file) == seal.read_text(encoding="utf-8")):
+        if not (file.is_file() and seal.is_file() and sha256(file).encode() == seal.read_bytes()):
             raise _damaged(file)
         return file
 

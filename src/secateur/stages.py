@@ -28,7 +28,7 @@ from secateur.loading import described_in, licence_files
 from secateur.methods import Cost, Run
 from secateur.methods.base import measuring
 from secateur.plan import PruningPlan
-from secateur.processes import agreed
+from secateur.processes import agreed, count, sharded
 from secateur.progress import Progress, duration
 from secateur.report.card import inherited_metadata, model_card
 from secateur.report.log import run_log
@@ -51,6 +51,7 @@ __all__ = [
     "memory_line",
     "preflight",
     "quality",
+    "setting_here",
     "sharing_copy",
     "size",
     "sizes",
@@ -91,9 +92,14 @@ class Stages:
             into.info("%s: %.1f s", name, self.seconds[name])
 
 
-def preflight(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost: Cost, run: Run) -> str:
-    """One line before the first expensive step: memory, tokens, and about how long, from a short measurement here."""
-    setting = Setting(dtype=decoder.model.dtype, precision=run.precision)
+def preflight(
+    decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost: Cost, run: Run, *, wide: bool = True
+) -> str:
+    """One line before the first expensive step: memory, tokens, and about how long, from a short measurement here.
+
+    With `wide` 16-bit weights that are trained are in float32 meanwhile.
+    """
+    setting = setting_here(decoder, run, wide=wide)
 
     def peak() -> float:
         return estimated_peak(decoder.model.config, cost, data, held_out, setting)
@@ -108,6 +114,12 @@ def preflight(decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost
         f"{memory_line(decoder, peak)}, {(tokens + measured) / 1e3:,.0f} thousand tokens of forward "
         f"passes or their like ({cost.training_tokens:,} tokens trained on), about {duration(seconds)} at {fast:,.0f} tokens/s"
     )
+
+
+def setting_here(decoder: Decoder, run: Run, *, wide: bool) -> Setting:
+    """On what a run is estimated that is about to begin: see `Setting`."""
+    dtype, precision = decoder.model.dtype, run.precision
+    return Setting(dtype=dtype, precision=precision, wide=wide, devices=count(), sharded=sharded())
 
 
 def memory_line(decoder: Decoder, peak: Callable[[], float]) -> str:

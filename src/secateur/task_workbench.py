@@ -69,8 +69,10 @@ class TaskWorkbench:
     def cost(self, decoder: Decoder, method: Method, drop: int, *, tune_dense: bool, speed: bool) -> TuningCost:
         """What a run on this task uses: see `TuningCost`."""
         lengths = [len(row["input_ids"]) for row in self.rows]
-        options = [option for example in self.data.test for option in example.options]
-        read = num_sequences(decoder.model, self.tokenizer, options, max_length=self.tuning.max_length)
+        read = len(self.data.test)
+        if self.metric == "accuracy" or (self.metric == "auto" and self.data.test.kind == "choice"):
+            options = [option for example in self.data.test for option in example.options]
+            read = num_sequences(decoder.model, self.tokenizer, options, max_length=self.tuning.max_length)
         learnt = [sum(label != IGNORED for label in row["labels"]) for row in self.rows]
         return TuningCost(
             config=decoder.model.config,

@@ -19,7 +19,6 @@ from secateur.data.task import TaskSettings, calibration_windows
 from secateur.decoder import Decoder, unwrapped
 from secateur.depth import layer_count
 from secateur.errors import ProofError, RequestError
-from secateur.estimation.estimate import Setting
 from secateur.estimation.tuning import tuning_peak
 from secateur.evaluation.memory import PeakMemory
 from secateur.evaluation.tasks import Metric, check_metric
@@ -40,6 +39,7 @@ from secateur.stages import (
     check_cut,
     handed_over,
     memory_line,
+    setting_here,
     tokens_per_second,
     write_about,
     write_and_prove,
@@ -226,8 +226,8 @@ def _preflight(asked: TuningRequest, bench: TaskWorkbench, decoder: Decoder, *, 
     cost = bench.cost(
         decoder, asked.method, num_to_drop(asked.target, decoder), tune_dense=asked.tune_dense, speed=speed
     )
-    model, task = decoder.model, cost.task
-    setting = Setting(dtype=model.dtype, precision=bench.run.precision, wide=asked.dtype == "auto")
+    task = cost.task
+    setting = setting_here(decoder, bench.run, wide=asked.dtype == "auto")
     probe = torch.tensor([bench.rows[0]["input_ids"][:256]])
     rate = tokens_per_second(decoder, probe, bench.run)
     return (
@@ -269,7 +269,9 @@ def _pruned_start_(
         if asked.continue_adapters:
             new_of = new_numbers(plan.num_layers, plan.dropped)
             work.keep_adapters(adapters_of_kept(plan.evidence.adapters, decoder.path, new_of))
-        preparation = method.prepare_(decoder, windows, plan, run=bench.run) if method.prepares else {}
+        # With full training they are in float32 already.
+        with in_float32(model, wanted=asked.dtype == "auto" and method.trains_weights(windows)):
+            preparation = method.prepare_(decoder, windows, plan, run=bench.run) if method.prepares else {}
         expected = bypassed_logits(decoder, plan.dropped, proof_ids)
         remove_layers_(model, plan.dropped)
         check_cut(bypassed_logits(Decoder(model), (), proof_ids), expected)

@@ -162,6 +162,15 @@ def test_logits_of_what_is_learnt_alone_are_held() -> None:
     assert all_of_them - few > 2 * 4 * 2 * 35 * 211  # the logits, and what is computed of them
 
 
+def test_scoring_takes_its_losses_row_by_row_however_much_is_learnt() -> None:
+    """No float32 copies of all logits: those of all tokens are four bytes each, in 16 rows of 40 tokens."""
+    part, whole = (
+        phases(cost(task=TaskSize(num_train=40, mean_tokens=40, completion_tokens=tokens)))["measure"].passing_bytes
+        for tokens in (39, None)
+    )
+    assert whole - part == pytest.approx(16 * 211 * 4, abs=16 * 211 * 4)
+
+
 def test_16_bit_weights_are_wide_from_the_choice_to_the_end_of_the_training_unless_their_dtype_was_asked_for() -> None:
     asked = cost(train="full")
     wide, narrow = (phases(asked, dtype=torch.bfloat16, wide=wide) for wide in (True, False))

@@ -64,7 +64,9 @@ class Parser(ArgumentParser):
             self._action_groups = groups
 
     def _asks_for_help(self) -> bool:
-        return not {"--help", "-h"}.isdisjoint(self.words)
+        return any(
+            word == "-h" or (len(word) > 2 and "--help".startswith(word)) for word in self.words
+        )  # --hel is taken, too
 
 
 def _is_of(group: Any, methods: Collection[str]) -> bool:

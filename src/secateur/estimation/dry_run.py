@@ -171,10 +171,11 @@ def _pass(decoder: Decoder, teacher: Any, ids: Tensor, step: Step, trained: Sequ
     """Forward, and backward if anything is trained."""
     if not trained:
         with torch.no_grad():
-            if told := last_logits(decoder.model, step.logits, ids.shape[1]):
-                decoder.model(input_ids=ids, use_cache=False, **told)  # the losses are taken row by row
-            else:
+            if step.logits is None:
                 _loss(decoder.model, teacher, ids, None)
+            else:  # examples are scored: their losses are taken row by row
+                told = last_logits(decoder.model, step.logits, ids.shape[1])
+                decoder.model(input_ids=ids, use_cache=False, **told)
     elif step.trains == "gates":
         with decoder.gate(trained[0]):
             _loss(decoder.model, teacher, ids, step.logits).backward()  # type: ignore[no-untyped-call]

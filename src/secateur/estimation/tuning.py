@@ -158,7 +158,8 @@ def _phases(cost: TuningCost, setting: Setting) -> Iterator[Phase]:
         kept = training.moments_bytes + (0 if full else training.trained_bytes)  # of AdamW, and the adapters
         return training, replace(scoring, kept_bytes=kept), step
 
-    dense = step_of(cost.scoring(), setting)
+    plain = replace(setting, precision=None)  # models are measured in the precision of their weights
+    dense = step_of(cost.scoring(), plain)
     yield Phase(name="measure", tokens=tokens["measure"], step=dense)
     if cost.tune_dense:
         training, scoring, step = training_of(0)
@@ -174,11 +175,11 @@ def _phases(cost: TuningCost, setting: Setting) -> Iterator[Phase]:
     yield trained(Phase(name="fine-tune", tokens=tokens["fine-tune"], step=training), step, setting)
     yield trained(Phase(name="validate", tokens=tokens["validate"], step=scoring), step, setting)
     # What is written is loaded again beside what was trained, and measured; for its speed the dense model is there, too.
-    pruned = step_of(cost.scoring(without=cost.drop), setting)
+    pruned = step_of(cost.scoring(without=cost.drop), plain)
     proof = replace(pruned, kept_bytes=pruned.weights_bytes)
     if cost.speed:
         one = Step(sequences=1, tokens=_SPEED_TOKENS, without=cost.drop, cut=True)
-        timed = replace(step_of(one, setting), kept_bytes=pruned.weights_bytes + dense.weights_bytes)
+        timed = replace(step_of(one, plain), kept_bytes=pruned.weights_bytes + dense.weights_bytes)
         proof = max(proof, timed, key=lambda each: each.peak_bytes)
     yield Phase(name="prove", tokens=tokens["prove"], step=proof)
 

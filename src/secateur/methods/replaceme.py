@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from secateur.methods.angular import Angular
-from secateur.methods.base import Cost, Method, Run
+from secateur.methods.base import Cost, Method, Run, Step
 from secateur.methods.shortgpt import ShortGPT
 from secateur.methods.sleb import Sleb
 from secateur.plan import LayerScores, PruningPlan
@@ -91,4 +91,4 @@ class ReplaceMe(Method):
     def cost(self, num_layers: int, drop: int, data: TokenBatches) -> Cost:
         """What choosing costs, and at most one pass of the dense and one of the pruned model for the maps."""
         choosing = _CHOOSERS[self.layers_by].cost(num_layers, drop, data)
-        return replace(choosing, prepare_tokens=(2 - drop / num_layers) * data.num_tokens)
+        return replace(choosing, preparing=Step(), prepare_tokens=(2 - drop / num_layers) * data.num_tokens)

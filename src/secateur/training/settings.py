@@ -217,7 +217,7 @@ class FineTuning:
 
     @property
     def at_once(self) -> int:
-        """Examples per forward pass, of all processes together."""
+        """Examples per forward pass, in each process at most."""
         return self.micro_batch or math.gcd(self.batch_size, _MICRO_BATCH)
 
     @property
