@@ -25,6 +25,7 @@ from secateur.evaluation import similarity
 from secateur.evaluation.intervals import paired_difference
 from secateur.evaluation.tasks import task_score
 from secateur.methods import Run
+from secateur.methods.elder import Elder
 from secateur.methods.gradpruner import GradPruner
 from secateur.methods.shortgpt import ShortGPT
 from secateur.plan import PruningPlan
@@ -241,6 +242,22 @@ def test_bfloat16_checkpoint_is_trained_in_float32_and_written_in_bfloat16(
     written = AutoModelForCausalLM.from_pretrained(result.path)
     for name, weight in parts.model.named_parameters():
         assert torch.equal(weight.to(torch.bfloat16), written.get_parameter(name)), name
+
+
+def test_weights_that_a_method_trains_are_float32_meanwhile_beside_adapters_too(
+    half: tuple[Path, Pruned], data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, original = [], Elder.prepare_
+
+    def prepare_(self: Elder, decoder: Decoder, *args: Any, **options: Any) -> dict[str, Any]:
+        seen.append({weight.dtype for weight in decoder.model.parameters()})
+        return original(self, decoder, *args, **options)
+
+    monkeypatch.setattr(Elder, "prepare_", prepare_)
+    method = Elder(joint_steps=2, steps=2, gate_sequences=2)
+    result = run(half[0], data, tmp_path / "out", train="lora", method=method)
+    assert seen == [{torch.float32}]
+    assert dtypes(result.path) == {"torch.bfloat16"}
 
 
 def test_lora_leaves_a_bfloat16_checkpoint_in_bfloat16(half: tuple[Path, Pruned], data: str, tmp_path: Path) -> None:
