@@ -26,7 +26,7 @@ class Parser(ArgumentParser):
     """Names of options are Python names inside, and are shown with dashes."""
 
     words: Sequence[str] = EVERYTHING
-    """What was typed: docstrings are read of the options that it asks for help on, since that takes a third of a second."""
+    """What was typed: docstrings are read of the options that it asks for help on, since that takes a third of all the time."""
 
     methods: Collection[str] = ()
     """The methods that the command takes."""
@@ -64,9 +64,8 @@ class Parser(ArgumentParser):
             self._action_groups = groups
 
     def _asks_for_help(self) -> bool:
-        return any(
-            word == "-h" or (len(word) > 2 and "--help".startswith(word)) for word in self.words
-        )  # --hel is taken, too
+        # argparse takes what begins an option, --hel, for it.
+        return any(word == "-h" or (len(word) > 2 and "--help".startswith(word)) for word in self.words)
 
 
 def _is_of(group: Any, methods: Collection[str]) -> bool:
