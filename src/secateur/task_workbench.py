@@ -14,7 +14,7 @@ from secateur.estimation.task_size import TaskSize
 from secateur.estimation.tuning import TuningCost
 from secateur.evaluation.intervals import TaskResult, paired_difference
 from secateur.evaluation.likelihood import num_sequences
-from secateur.evaluation.tasks import Metric, task_score
+from secateur.evaluation.tasks import Metric, suitable, task_score
 from secateur.methods import Method, Run
 from secateur.progress import Progress
 from secateur.report.record import count_parameters
@@ -70,7 +70,7 @@ class TaskWorkbench:
         """What a run on this task uses: see `TuningCost`."""
         lengths = [len(row["input_ids"]) for row in self.rows]
         read = len(self.data.test)
-        if self.metric == "accuracy" or (self.metric == "auto" and self.data.test.kind == "choice"):
+        if suitable(self.metric, self.data.test) == "accuracy":
             options = [option for example in self.data.test for option in example.options]
             read = num_sequences(decoder.model, self.tokenizer, options, max_length=self.tuning.max_length)
         learnt = [sum(label != IGNORED for label in row["labels"]) for row in self.rows]

@@ -16,7 +16,7 @@ from secateur.cli.options import (
     say_next,
     settings_of,
 )
-from secateur.cli.words import carried_over, number_or_text, parse_amount, refuse_settings_of_others
+from secateur.cli.words import carried_over, is_typed, number_or_text, parse_amount, refuse_settings_of_others
 from secateur.errors import RequestError
 
 if TYPE_CHECKING:
@@ -149,9 +149,7 @@ def _refuse(
     Raises:
         RequestError: if there is one.
     """
-    typed = {word.partition("=")[0].replace("_", "-") for word in words}
     for name, default in defaults.items():
-        option = f"--{name.replace('_', '-')}"
-        if options[name] != default or option in typed:
+        if options[name] != default or is_typed(words, name):
             remedy = f"without {without}; add that, or leave it out" if without else f"beside {beside}; leave it out"
-            raise RequestError(f"{option} has no effect {remedy}")
+            raise RequestError(f"--{name.replace('_', '-')} has no effect {remedy}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from secateur.data.examples import Examples
 
-__all__ = ["BATCH_SIZE", "Metric", "check_metric", "choice_accuracy", "completion_perplexity", "task_score"]
+__all__ = ["BATCH_SIZE", "Metric", "check_metric", "choice_accuracy", "completion_perplexity", "suitable", "task_score"]
 
 Metric = Literal["auto", "accuracy", "perplexity", "generation"]
 
@@ -78,8 +78,7 @@ def task_score(
         RequestError: as `check_metric` says, or the metric's own function.
     """
     check_metric(metric, examples)
-    if metric == "auto":
-        metric = "accuracy" if examples.kind == "choice" else "perplexity"
+    metric = suitable(metric, examples)
     common: dict[str, Any] = {"max_length": max_length, "precision": precision, "progress": progress}
     if batch_size is not None:
         common["batch_size"] = batch_size
@@ -87,6 +86,13 @@ def task_score(
         return generation_scores(model, tokenizer, examples, max_new_tokens=max_new_tokens, **common)
     score = choice_accuracy if metric == "accuracy" else completion_perplexity
     return score(model, tokenizer, examples, **common)
+
+
+def suitable(metric: Metric, examples: Examples) -> Metric:
+    """The metric that is measured: `auto` is accuracy where there are options to choose from, else perplexity."""
+    if metric != "auto":
+        return metric
+    return "accuracy" if examples.kind == "choice" else "perplexity"
 
 
 def choice_accuracy(
