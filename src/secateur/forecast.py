@@ -19,6 +19,7 @@ from secateur.estimation.tuning import TuningCost, tuning_phases
 from secateur.loading import autocast_dtype, dtype_named, load_config
 from secateur.methods import Method, method_named
 from secateur.plan import count_to_drop
+from secateur.processes import supposed
 from secateur.progress import Progress, Silent, in_one_step
 from secateur.stages import with_recovery
 from secateur.training.recovery import Recovery
@@ -93,8 +94,8 @@ def forecast(
         TokenBatches(torch.zeros(windows, sequence_length, dtype=torch.long), batch_size, "estimated")
         for windows in (num_sequences, num_eval_sequences)
     )
-    cost = with_recovery(method.cost(num_layers, count, data), recovery, num_layers, count, data)
-    with in_one_step(progress, "running the phases without data"):
+    with supposed(devices), in_one_step(progress, "running the phases without data"):
+        cost = with_recovery(method.cost(num_layers, count, data), recovery, num_layers, count, data)
         phases = estimated_phases(config, cost, data, held_out, setting)
     if card is None:
         with in_one_step(progress, "timing a few layers here"):
@@ -169,7 +170,7 @@ def forecast_tuning(
         tune_dense=tune_dense,
         speed=speed,
     )
-    with in_one_step(progress, "running the phases without data"):
+    with supposed(devices), in_one_step(progress, "running the phases without data"):
         phases = tuning_phases(cost, setting)
     if card is None:
         at_once = tuning.at_once

@@ -39,6 +39,7 @@ __all__ = [
     "sharded",
     "share_out",
     "summed_",
+    "supposed",
 ]
 
 Item = TypeVar("Item")
@@ -78,6 +79,16 @@ def launched() -> bool:
 def count() -> int:
     """How many processes work together."""
     return _group.count
+
+
+@contextmanager
+def supposed(processes: int) -> Iterator[None]:
+    """Have `count` say so many: to reckon what each of them would do, without any of the others."""
+    before, _group.count = _group.count, processes
+    try:
+        yield
+    finally:
+        _group.count = before
 
 
 def is_first() -> bool:

@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -31,6 +32,7 @@ from secateur.errors import (
 )
 from secateur.loading import load_model
 from secateur.plan import PruningPlan
+from secateur.surgery import copying
 from secateur.surgery.check import check_pair
 from secateur.surgery.files import cut_checkpoint
 from secateur.surgery.legacy import make_readable_before_5_
@@ -483,9 +485,10 @@ def refuse_to_copy(*_):
     raise OSError(errno.EXDEV, "Invalid cross-device link")
 
 
-@pytest.fixture(params=["the kernel", "some of it the kernel", "memory", "no such call"])
+@pytest.fixture(params=["past the cache", "the kernel", "some of it the kernel", "memory", "no such call"])
 def copied_by(request, monkeypatch):
     """Each way in which bytes get from file to file."""
+    monkeypatch.setattr(copying, "LARGE", 0 if request.param == "past the cache" else math.inf)
     real = getattr(os, "copy_file_range", None)
     if request.param.endswith("the kernel") and real is None:
         pytest.skip("only Linux copies in the kernel")

@@ -196,7 +196,9 @@ def test_a_directory_that_is_called_like_a_file_is_a_checkpoint(tiny_checkpoint,
     assert "none went" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [["--layer-by-layer"], ["--prompt-tokens", "8"], ["--trust-remote-code"]])
+@pytest.mark.parametrize(
+    "option", [["--layer-by-layer"], ["--prompt-tokens", "64"], ["--trust-remote-code"], ["--allow-pickle"]]
+)
 def test_options_without_effect_are_refused(option, dense, pruned, capsys):
     assert main(["check", str(dense), str(pruned), *option]) == 2
-    assert "have no effect on GGUF files" in capsys.readouterr().err
+    assert f"{option[0]} has no effect on GGUF files" in capsys.readouterr().err

@@ -3,8 +3,9 @@ import torch
 from safetensors.torch import save_file
 
 from secateur.errors import UnsupportedModelError
+from secateur.surgery.copying import CHUNK
 from secateur.surgery.parts import parts_kept
-from secateur.surgery.shards import CHUNK, read_header
+from secateur.surgery.shards import read_header
 
 KEPT = [0, 2, 3, 5]
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_checkpoint, print_json, say_next
-from secateur.cli.words import number_or_text, parse_layers
+from secateur.cli.words import number_or_text, parse_layers, refuse_without_effect
 from secateur.errors import RequestError
 
 if TYPE_CHECKING:
@@ -19,6 +19,12 @@ SUMMARY = "prove that a checkpoint is another one without some layers, whoever m
 USAGE = "DENSE PRUNED [OPTIONS]"
 
 _PROMPT_TOKENS = 64
+
+_OF_RUNNING = {
+    "layer_by_layer": False, "prompt_tokens": _PROMPT_TOKENS, "revision": None, "trust_remote_code": False,
+    "allow_pickle": False,
+}  # fmt: skip
+"""Options of checkpoints that are run, and their defaults."""
 
 
 def add_options(parser: Parser) -> None:
@@ -39,7 +45,7 @@ def add_options(parser: Parser) -> None:
     add_checkpoint(parser)
 
 
-def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
+def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
     from secateur.errors import ProofError
     from secateur.report.check_table import show_check
@@ -53,6 +59,9 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         raise RequestError(
             f"{in_one_file[0]} is a GGUF file, and the other is none; give two checkpoints, or two GGUF files"
         )
+    if in_one_file:
+        why = "on GGUF files, which are compared and not run; leave it out"
+        refuse_without_effect(options, _OF_RUNNING, words, why)
     check = (_of_gguf_files if in_one_file else _of_checkpoints)(options, progress)
     if options["json"]:
         print_json({**dataclasses.asdict(check), "proven": check.proven, "difference": check.difference})
@@ -83,15 +92,5 @@ def _of_checkpoints(options: dict[str, Any], progress: Any) -> Check:
 def _of_gguf_files(options: dict[str, Any], progress: Any) -> Check:
     from secateur.surgery.gguf_check import check_gguf_pair
 
-    if (
-        options["layer_by_layer"]
-        or options["prompt_tokens"] != _PROMPT_TOKENS
-        or options["revision"]
-        or options["trust_remote_code"]
-    ):
-        raise RequestError(
-            "--layer-by-layer, --prompt-tokens, --revision and --trust-remote-code have no effect on GGUF files, which are "
-            "compared and not run; leave them out"
-        )
     dropped = None if options["layers"] is None else parse_layers(options["layers"])
     return check_gguf_pair(options["model"], options["pruned"], dropped=dropped, progress=progress)

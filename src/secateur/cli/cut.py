@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_checkpoint, add_format, add_out, converter_of, print_json
-from secateur.cli.words import number_or_text, parse_layers
+from secateur.cli.words import number_or_text, parse_layers, refuse_without_effect
 from secateur.errors import RequestError
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ USAGE = "CHECKPOINT --out DIR|FILE.gguf (--layers LIST | --plan FILE) [OPTIONS]"
 
 _SHARD = "5GB"
 
+_OF_CHECKPOINTS = {
+    "format": "checkpoint", "max_shard_size": _SHARD, "revision": None, "trust_remote_code": False, "allow_pickle": False,
+}  # fmt: skip
+"""Options that concern no GGUF file, and their defaults."""
+
 
 def add_options(parser: Parser) -> None:
     """The options of this command."""
@@ -35,7 +40,7 @@ def add_options(parser: Parser) -> None:
     add_checkpoint(parser)
 
 
-def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
+def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
     from secateur.plan import PruningPlan
     from secateur.surgery.convert import convert_to_gguf
@@ -49,10 +54,7 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     converter = converter_of(options)
     common = {"overwrite": options["overwrite"], "dry_run": options["dry_run"], "progress": progress}
     if is_gguf(options["model"]):
-        if converter or options["max_shard_size"] != _SHARD or options["revision"] or options["trust_remote_code"]:
-            raise RequestError(
-                "--format, --max-shard-size, --revision and --trust-remote-code have no effect on a GGUF file; leave them out"
-            )
+        refuse_without_effect(options, _OF_CHECKPOINTS, words, "on a GGUF file; leave it out")
         report = cut_gguf(options["model"], options["out"], dropped, **common)
     else:
         report = cut_checkpoint(

@@ -16,8 +16,13 @@ from secateur.cli.options import (
     say_next,
     settings_of,
 )
-from secateur.cli.words import carried_over, is_typed, number_or_text, parse_amount, refuse_settings_of_others
-from secateur.errors import RequestError
+from secateur.cli.words import (
+    carried_over,
+    number_or_text,
+    parse_amount,
+    refuse_settings_of_others,
+    refuse_without_effect,
+)
 
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
@@ -34,6 +39,9 @@ _WINDOWS = {"sequence_length": 256, "num_sequences": 128, "num_eval_sequences": 
 
 _BATCH_SIZE = 4
 """Windows per forward pass; `tune` has a batch size of its own."""
+
+_ALONE = "without --num-train; add that, or leave it out"
+"""Why an option of `tune` has no effect."""
 
 _OF_BOTH = ("hardware", "devices", "sharded", "dtype", "precision", "revision", "trust_remote_code")
 
@@ -101,8 +109,8 @@ def _of_prune(options: dict[str, Any], progress: Any, words: list[str]) -> dict[
     recovery = recovery_of(options)
     task, tuning = _fine_tuning_of({**options, "num_train": 1, "batch_size": None})  # holds values to their bounds
     for settings in (task, tuning):
-        _refuse(options, _defaults(settings), words, without="--num-train")
-    _refuse(options, {"tune_dense": False}, words, without="--num-train")
+        refuse_without_effect(options, _defaults(settings), words, _ALONE)
+    refuse_without_effect(options, {"tune_dense": False}, words, _ALONE)
     batch_size = _BATCH_SIZE if options["batch_size"] is None else options["batch_size"]
     return forecast(
         options["model"], method=method_of(options), recovery=recovery, drop=parse_amount(options["drop"], "--drop"),
@@ -114,7 +122,8 @@ def _of_tune(options: dict[str, Any], progress: Any, words: list[str]) -> dict[s
     from secateur.forecast import forecast_tuning
     from secateur.training.recovery import Recovery
 
-    _refuse(options, {**_WINDOWS, **_defaults(Recovery())}, words, beside="--num-train")
+    of_prune = {**_WINDOWS, **_defaults(Recovery())}
+    refuse_without_effect(options, of_prune, words, "beside --num-train; leave it out")
     task, tuning = _fine_tuning_of(options)
     return forecast_tuning(
         options["model"], method=method_of(options), task=task, tuning=tuning, tune_dense=options["tune_dense"],
@@ -139,17 +148,3 @@ def _defaults(settings: Any) -> dict[str, Any]:
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         for field in fields
     }
-
-
-def _refuse(
-    options: dict[str, Any], defaults: dict[str, Any], words: list[str], *, without: str = "", beside: str = ""
-) -> None:
-    """An option that would be without effect is refused, typed with its default too, since nobody would notice.
-
-    Raises:
-        RequestError: if there is one.
-    """
-    for name, default in defaults.items():
-        if options[name] != default or is_typed(words, name):
-            remedy = f"without {without}; add that, or leave it out" if without else f"beside {beside}; leave it out"
-            raise RequestError(f"--{name.replace('_', '-')} has no effect {remedy}")

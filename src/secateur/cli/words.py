@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ __all__ = [
     "parse_ratio",
     "parse_sizes",
     "refuse_settings_of_others",
+    "refuse_without_effect",
     "with_underscores",
     "without_files",
 ]
@@ -80,6 +81,25 @@ def carried_over(words: Sequence[str], *, without: Collection[str], flags: Colle
 def is_typed(words: Sequence[str], option: str) -> bool:
     """Whether an option is among the words of a command, not in a file that `--config` names."""
     return any(with_underscores(word).partition("=")[0] == f"--{option}" for word in words)
+
+
+def refuse_without_effect(
+    options: Mapping[str, Any], defaults: Mapping[str, Any], words: Sequence[str], why: str
+) -> None:
+    """Refuse options that change nothing, typed with their defaults too, since nobody would notice.
+
+    Args:
+        options: what is asked for.
+        defaults: option → what it is where nobody asks for anything.
+        words: of the command.
+        why: it has none, and what to do.
+
+    Raises:
+        RequestError: if there is one.
+    """
+    for name, default in defaults.items():
+        if options.get(name, default) != default or is_typed(words, name):
+            raise RequestError(f"--{name.replace('_', '-')} has no effect {why}")
 
 
 def without_files(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from secateur.errors import ModelError
-from secateur.surgery.shards import file_size, quoted, reading
+from secateur.surgery.copying import reading
+from secateur.surgery.shards import file_size, quoted
 
 __all__ = ["companions"]
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
+from secateur.disk import flush
 from secateur.errors import OutputError, PlanError, WriteError
 from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
+from secateur.surgery.copying import NewFile, new_file, reading
 from secateur.surgery.files import CutReport, check_apart
 from secateur.surgery.gguf_header import MAGIC, Entry, Header, padded, read_gguf, text_bytes
 from secateur.surgery.gguf_layers import BLOCK, count_layers, cut_entries
-from secateur.surgery.shards import StoredTensor, reading
 
 __all__ = ["cut_gguf", "cut_header", "is_gguf", "looks_like_gguf"]
 
@@ -74,10 +74,14 @@ def cut_gguf(
     num_layers, extra = count_layers(path, header)
     plan = _plan(dropped, num_layers)
     cut = cut_header(header, num_layers, extra, list(plan.kept))
-    if not dry_run:
-        with _new_file(out) as file, (progress or Silent()).track("copying tensors", len(cut.tensors)) as advance:
-            _write(path, file, cut, advance)
     num_bytes = sum(tensor.num_bytes for tensor in cut.tensors)
+    if not dry_run:
+        with (
+            _replacing(out) as temporary,
+            new_file(temporary, num_bytes) as file,
+            (progress or Silent()).track("copying tensors", len(cut.tensors)) as advance,
+        ):
+            _write(path, file, cut, advance)
     return CutReport(
         target=out,
         dropped=plan.dropped,
@@ -138,7 +142,7 @@ def _with_tensor_count(entry: Entry, dense: int, cut: int) -> Entry:
 # ---- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _write(source: Path, out: BinaryIO, cut: Header, done: Callable[[int], None]) -> None:
+def _write(source: Path, out: NewFile, cut: Header, done: Callable[[int], None]) -> None:
     """Write the header of `cut`, and its tensors from where they lie in `source`."""
     raw = bytearray(MAGIC + struct.pack("<IQQ", cut.version, len(cut.tensors), len(cut.entries)))
     for entry in cut.entries:
@@ -148,12 +152,9 @@ def _write(source: Path, out: BinaryIO, cut: Header, done: Callable[[int], None]
         raw += text_bytes(tensor.name) + struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
         raw += struct.pack("<IQ", tensor.kind, place)
         place = padded(place + tensor.num_bytes, cut.alignment)
-    out.write(raw.ljust(padded(len(raw), cut.alignment), b"\0"))
+    out.write(bytes(raw.ljust(padded(len(raw), cut.alignment), b"\0")))
     for tensor in cut.tensors:
-        stored = StoredTensor(
-            file=source, dtype=str(tensor.kind), shape=tensor.shape, start=tensor.start, num_bytes=tensor.num_bytes
-        )
-        out.writelines(stored.chunks())
+        out.copy(source, tensor.start, tensor.num_bytes)
         out.write(b"\0" * (-tensor.num_bytes % cut.alignment))
         done(1)
 
@@ -180,14 +181,15 @@ def _begins_like_gguf(path: Path) -> bool:
 
 
 @contextmanager
-def _new_file(out: Path) -> Iterator[BinaryIO]:
+def _replacing(out: Path) -> Iterator[Path]:
     """A temporary file beside `out` that becomes `out` when the block ends well, and vanishes when it does not."""
     temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
         temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            yield file
+        os.close(handle)
+        yield temporary
+        flush(temporary)
         temporary.chmod(0o644)
         temporary.replace(out)
     except OSError as error:

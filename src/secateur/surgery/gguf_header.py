@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import ModelError, RequestError
-from secateur.surgery.shards import file_size, quoted, reading
+from secateur.surgery.copying import reading
+from secateur.surgery.shards import file_size, quoted
 
 __all__ = ["MAGIC", "Entry", "Header", "Tensor", "padded", "read_gguf", "text_bytes"]
 

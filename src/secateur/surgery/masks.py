@@ -27,8 +27,9 @@ from secateur.errors import ModelError, PlanError, UnsupportedModelError
 from secateur.plan import PruningPlan
 from secateur.settings import Merge
 from secateur.surgery.computed import FLOATS, ComputedTensor
+from secateur.surgery.copying import CHUNK
 from secateur.surgery.merge import Evidence, add_entries_, share_of, top_entries
-from secateur.surgery.shards import CHUNK, Bytes, StoredTensor, quoted, read_header, write_shard
+from secateur.surgery.shards import Bytes, StoredTensor, quoted, read_header, write_shard
 
 __all__ = ["MergedTensor", "merged", "write_masks"]
 

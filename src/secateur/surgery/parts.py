@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from secateur.errors import UnsupportedModelError
-from secateur.surgery.shards import CHUNK, Bytes, StoredTensor, quoted
+from secateur.surgery.copying import CHUNK
+from secateur.surgery.shards import Bytes, StoredTensor, quoted
 
 __all__ = ["PartsTensor", "parts_foreseen", "parts_kept"]
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from secateur.errors import ModelError
+from secateur.surgery.copying import NewFile, chunks_of, damaged, new_file, reading
 
 __all__ = [
-    "CHUNK",
     "Bytes",
     "StoredTensor",
     "copy_file",
@@ -28,7 +26,6 @@ __all__ = [
     "quoted",
     "read_header",
     "read_json",
-    "reading",
     "write_shard",
 ]
 
@@ -36,12 +33,6 @@ _MAX_HEADER = 100_000_000
 """Bytes; the format's own limit, which also bounds every other JSON file read here."""
 
 _MAX_DIMENSIONS = 64
-
-CHUNK = 2**20
-"""Bytes copied at a time: as fast as `cp`. Larger ones are five times slower, as each is given fresh pages."""
-
-_SENT_AT_ONCE = 2**24
-"""Bytes between two requests to send what was written to the disk; the disk then works while the next are read."""
 
 _BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8,
@@ -77,7 +68,7 @@ class StoredTensor:
         Raises:
             ModelError: if the file cannot be read any more.
         """
-        return _chunks(self.file, self.start, self.num_bytes)
+        return chunks_of(self.file, self.start, self.num_bytes)
 
     def part(self, first: int, count: int) -> bytes:
         """Some of its bytes; fewer than `count` where it ends.
@@ -86,7 +77,7 @@ class StoredTensor:
             ModelError: if the file cannot be read any more.
         """
         count = min(count, self.num_bytes - first)
-        return b"".join(_chunks(self.file, self.start + first, count)) if count > 0 else b""
+        return b"".join(chunks_of(self.file, self.start + first, count)) if count > 0 else b""
 
 
 class Bytes(Protocol):
@@ -117,18 +108,18 @@ def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     header, start, size = _read_raw_header(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _damaged(path, "its __metadata__ does not map words to words")
+        raise damaged(path, "its __metadata__ does not map words to words")
     tensors = {name: _stored(path, name, entry, start) for name, entry in header.items()}
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].num_bytes)))
     end = start
     for name, tensor in tensors.items():
         if tensor.start != end:
             what = "overlaps the one before it" if tensor.start < end else "does not follow the one before it"
-            raise _damaged(path, f"the tensor {quoted(name)} {what}")
+            raise damaged(path, f"the tensor {quoted(name)} {what}")
         end = tensor.start + tensor.num_bytes
     if end != size:
         what = "cut short" if end > size else "longer than that"
-        raise _damaged(path, f"its header describes {end} bytes, and it is {what}, {size} bytes")
+        raise damaged(path, f"its header describes {end} bytes, and it is {what}, {size} bytes")
     return tensors, metadata
 
 
@@ -138,12 +129,12 @@ def _read_raw_header(path: Path) -> tuple[dict[str, Any], int, int]:
     with reading(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or 8 + length > size:
-            raise _damaged(path, f"it says that its header is {length} bytes long, and is {size} bytes itself")
+            raise damaged(path, f"it says that its header is {length} bytes long, and is {size} bytes itself")
         if length > _MAX_HEADER:
-            raise _damaged(path, f"its header is {length} bytes long, more than the format's {_MAX_HEADER}")
+            raise damaged(path, f"its header is {length} bytes long, more than the format's {_MAX_HEADER}")
         header = _parsed(path, file.read(length))
     if not isinstance(header, dict):
-        raise _damaged(path, "its header is not a JSON object")
+        raise damaged(path, "its header is not a JSON object")
     return header, 8 + length, size
 
 
@@ -153,13 +144,13 @@ def _stored(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         name.encode()
     except (TypeError, KeyError, ValueError):  # no object, a part of it missing, a name that is no text
-        raise _damaged(path, f"its entry for {quoted(name)} is not one of a tensor") from None
+        raise damaged(path, f"its entry for {quoted(name)} is not one of a tensor") from None
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise _damaged(path, f"the tensor {quoted(name)} has the unknown dtype {quoted(dtype)}")
+        raise damaged(path, f"the tensor {quoted(name)} has the unknown dtype {quoted(dtype)}")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS or not all(map(_is_count, [*shape, begin, end])):
-        raise _damaged(path, f"the tensor {quoted(name)} has the impossible shape or place {quoted(entry)}")
+        raise damaged(path, f"the tensor {quoted(name)} has the impossible shape or place {quoted(entry)}")
     if 8 * (end - begin) != math.prod(shape) * _BITS[dtype]:
-        raise _damaged(
+        raise damaged(
             path, f"the tensor {quoted(name)} is given {end - begin} bytes, which is not {dtype} of {quoted(shape)}"
         )
     return StoredTensor(file=path, dtype=dtype, shape=tuple(shape), start=start + begin, num_bytes=end - begin)
@@ -198,23 +189,11 @@ def write_shard(
         }
     raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    with path.open("wb") as out:
+    with new_file(path, 8 + len(raw) + end) as out:
         out.write(len(raw).to_bytes(8, "little") + raw)
-        unsent = len(raw) + 8
         for name in names:
             _write(tensors[name], out)
-            unsent += tensors[name].num_bytes
-            if unsent >= _SENT_AT_ONCE:
-                _begin_to_send(out, unsent)
-                unsent = 0
             done(1)
-
-
-def _begin_to_send(out: BinaryIO, count: int) -> None:
-    """Have the system begin to send the last `count` bytes to the disk, so that little is left to wait for at the end."""
-    out.flush()
-    with suppress(AttributeError, OSError):  # not on every system
-        os.posix_fadvise(out.fileno(), out.tell() - count, count, os.POSIX_FADV_DONTNEED)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -225,43 +204,17 @@ def copy_file(source: Path, target: Path) -> None:
         OSError: if it cannot be written.
     """
     size = file_size(source)
-    with target.open("wb") as out:
-        _write(StoredTensor(file=source, dtype="U8", shape=(size,), start=0, num_bytes=size), out)
+    with new_file(target, size) as out:
+        out.copy(source, 0, size)
 
 
-def _write(tensor: Bytes, out: BinaryIO) -> None:
-    """Write a tensor's bytes; what lies in a file is copied by the kernel if it can, with less work and no memory at all."""
+def _write(tensor: Bytes, out: NewFile) -> None:
+    """Write a tensor's bytes: from the file that holds them, or as they are computed."""
     if isinstance(tensor, StoredTensor):
-        done = _copied_by_kernel(tensor, out)
-        tensor = replace(tensor, start=tensor.start + done, num_bytes=tensor.num_bytes - done)
-    out.writelines(tensor.chunks())
-
-
-def _copied_by_kernel(tensor: StoredTensor, out: BinaryIO) -> int:
-    """How many bytes were copied; fewer than there are where it cannot, or anything is wrong: copying the rest says what."""
-    done = 0
-    out.flush()
-    with suppress(AttributeError, OSError), tensor.file.open("rb") as file:  # not on every system, nor between all
-        while done < tensor.num_bytes:
-            count = os.copy_file_range(file.fileno(), out.fileno(), tensor.num_bytes - done, tensor.start + done)
-            if not count:
-                break
-            done += count
-    return done
-
-
-def _chunks(source: Path, start: int, count: int) -> Iterator[bytes]:
-    with reading(source):
-        file = source.open("rb")
-        file.seek(start)
-    with file:
-        while count:
-            with reading(source):
-                chunk = file.read(min(count, CHUNK))
-            if not chunk:
-                raise _damaged(source, "it became shorter while it was read")
-            yield chunk
-            count -= len(chunk)
+        out.copy(tensor.file, tensor.start, tensor.num_bytes)
+    else:
+        for chunk in tensor.chunks():
+            out.write(chunk)
 
 
 def read_json(path: Path) -> Any:
@@ -271,7 +224,7 @@ def read_json(path: Path) -> Any:
         ModelError: if it cannot be read or is no such JSON.
     """
     if (size := file_size(path)) > _MAX_HEADER:
-        raise _damaged(path, f"it is {size} bytes long, more than {_MAX_HEADER}")
+        raise damaged(path, f"it is {size} bytes long, more than {_MAX_HEADER}")
     with reading(path):
         return _parsed(path, path.read_bytes())
 
@@ -281,7 +234,7 @@ def _parsed(path: Path, raw: bytes) -> Any:
         found: dict[str, Any] = {}
         for name, value in pairs:
             if name in found:
-                raise _damaged(path, f"it names {quoted(name)} twice")
+                raise damaged(path, f"it names {quoted(name)} twice")
             found[name] = value
         return found
 
@@ -290,7 +243,7 @@ def _parsed(path: Path, raw: bytes) -> Any:
     except ModelError:
         raise
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number too long, brackets too deep
-        raise _damaged(path, f"no JSON can be read from it: {str(error)[:100]}") from None
+        raise damaged(path, f"no JSON can be read from it: {str(error)[:100]}") from None
 
 
 def file_size(path: Path) -> int:
@@ -310,16 +263,3 @@ def quoted(value: Any) -> str:
     """A stranger's value for an error message: on one line, and not too long."""
     text = repr(value)
     return text if len(text) <= 120 else text[:119] + "…"
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Say what cannot be read, and why, in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}; copy or download it again") from error
-
-
-def _damaged(path: Path, why: str) -> ModelError:
-    return ModelError(f"{path} is damaged: {why}; copy or download it again")
