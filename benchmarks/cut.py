@@ -248,7 +248,7 @@ def version_of_mergekit(python: str) -> str:
 
 def made_anew(page: str) -> str:
     """The page with its table made from the result."""
-    return with_tables(page, lambda _: table())
+    return with_tables(page, lambda name: table() if name == "cut" else None)
 
 
 def table() -> str:
