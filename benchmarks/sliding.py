@@ -33,18 +33,7 @@ NAME = "gemma-3-270m"
 
 CUTS = [(2,), (5,), (5, 11), (0, 17), (6, 7, 8, 9, 10, 11)]
 PROMPT = 700
-PRUNE = [
-    "--method",
-    "shortgpt",
-    "--data",
-    "python-docs",
-    "--num-sequences",
-    "8",
-    "--num-eval-sequences",
-    "8",
-    "--drop",
-    "3",
-]
+PRUNE = "--method shortgpt --data python-docs --num-sequences 8 --num-eval-sequences 8 --drop 3"
 
 
 def main() -> None:
@@ -172,15 +161,16 @@ def pruned(dense: Path) -> dict[str, Any]:
     """The whole command, on a little text."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        command = [sys.executable, "-m", "secateur", "prune", str(dense), *PRUNE, "--out", str(out), "--quiet"]
+        command = [sys.executable, "-m", "secateur", "prune", str(dense), *PRUNE.split(), "--out", str(out), "--quiet"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603  (our own words)
         record = json.loads((out / "secateur" / "record.json").read_text(encoding="utf-8"))
-    return {name: record[name] for name in ("command", "dropped", "metrics", "proof")}
+    perplexity = {name: figures["perplexity"] for name, figures in record["metrics"].items()}
+    return {"options": PRUNE, "dropped": record["dropped"], "perplexity": perplexity, "proof": record["proof"]}
 
 
 def differ_by(words: str) -> float:
     """The figure in what a check found."""
-    found = re.search(r"differ by ([0-9.e+-]+[0-9])", words)
+    found = re.search(r"differ by ([0-9][0-9.e+-]*)", words)
     if found is None:
         raise SystemExit(f"no figure in: {words}")
     return float(found[1])

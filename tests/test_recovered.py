@@ -41,7 +41,7 @@ def pruned(source: Path, text: TextSettings, out: Path, method: Any = "shortgpt"
     settings = Recovery(recover_tokens=BUDGET, **recovery) if recovery else None
     return prune(
         source, method=method, text=text, target=Target(layers=(1, 4)), out=out, recovery=settings, seed=3,
-        speed=False, prompts=(),
+        speed=False, prompts=(), precision="fp32",
     )  # fmt: skip
 
 

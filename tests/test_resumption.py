@@ -60,7 +60,7 @@ RUNS: dict[str, dict[str, Any]] = {
 def run(checkpoint: Path, text: TextSettings, out: Path, kind: str, **options: Any) -> Pruned:
     options = {"checkpoint_minutes": EVERY, "target": Target(drop=2), **RUNS[kind], **options}
     return prune(
-        checkpoint, text=text, out=out, seed=3, speed=False, prompts=("a",), command=["secateur"], **options
+        checkpoint, text=text, out=out, seed=3, precision="fp32", speed=False, prompts=("a",), command=["secateur"], **options
     )  # fmt: skip
 
 
