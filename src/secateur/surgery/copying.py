@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -62,13 +62,9 @@ def new_file(path: Path, size: int) -> Iterator[NewFile]:
         with path.open("wb") as file:
             yield _ThroughCache(file)
         return
-    try:
-        direct = _Direct(handle)
-        with direct.sources():
-            yield direct
+    with closing(_Direct(handle)) as direct:
+        yield direct
         direct.finish()
-    finally:
-        os.close(handle)
 
 
 class _ThroughCache:
@@ -139,7 +135,7 @@ class _Direct:
                 handle = self._open(source)
                 found = _directly_or_not(handle, partial(os.preadv, handle, [self._read[:wanted]], start - before))
             part = self._read[before : min(found, before + count)]
-            if not len(part):
+            if not part:
                 raise damaged(source, "it became shorter while it was read")
             self.write(part)
             start, count = start + len(part), count - len(part)
@@ -149,29 +145,26 @@ class _Direct:
         _no_longer_directly(self._handle)
         self._send()
 
-    @contextmanager
-    def sources(self) -> Iterator[None]:
-        """Close the file that was read last, however the block ends."""
-        try:
-            yield
-        finally:
-            self._close()
+    def close(self) -> None:
+        """Close the new file, and the one that was read last."""
+        self._close_source()
+        os.close(self._handle)
 
     def _send(self) -> None:
         left = self._written[: self._filled]
-        while len(left):
+        while left:
             left = left[_directly_or_not(self._handle, partial(os.write, self._handle, left)) :]
         self._filled = 0
 
     def _open(self, source: Path) -> int:
         """The file to be read; tensors of one file mostly follow each other, so only the last one is kept open."""
         if self._source is None or self._source[0] != source:
-            self._close()
+            self._close_source()
             handle = _opened_directly(source, os.O_RDONLY)
             self._source = source, os.open(source, os.O_RDONLY) if handle is None else handle
         return self._source[1]
 
-    def _close(self) -> None:
+    def _close_source(self) -> None:
         if self._source is not None:
             os.close(self._source[1])
             self._source = None

@@ -1,4 +1,4 @@
-"""Safetensors files without their tensors in memory: headers read and checked, bytes copied from file to file.
+"""Safetensors files without their tensors in memory: headers read and checked, new files written of what lies in others.
 
 The format: eight bytes with the length of a JSON header, the header with each tensor's dtype, shape and place, then the
 tensors without a gap. Headers come from strangers, so nothing in one is believed: every number is held to the file's size
