@@ -106,6 +106,7 @@ def prune(
         RunError: if it failed on the way; nothing is left at `out`.
     """
     method = method_named(method)() if isinstance(method, str) else method
+    method.check_launcher(chooses=target.layers is None)
     recovery = recovery or Recovery()
     stages = Stages(Logged(progress or Silent()))
     loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -208,6 +209,7 @@ def score(
         RequestError: if something asked for cannot be.
     """
     method = method_named(method)() if isinstance(method, str) else method
+    method.check_launcher(chooses=True)
     progress = progress or Silent()
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     check_window(source, config, text.sequence_length)

@@ -40,6 +40,7 @@ __all__ = [
     "share_out",
     "summed_",
     "supposed",
+    "zero_stage",
 ]
 
 Item = TypeVar("Item")
@@ -51,6 +52,7 @@ once one has died."""
 
 _LAUNCHERS_WORDS = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_DEEPSPEED",
 )  # fmt: skip
 
 
@@ -61,6 +63,7 @@ class _Group:
     rank: int = 0
     count: int = 1
     joined: bool = False
+    zero_stage: int = 0
 
 
 _group = _Group()
@@ -101,9 +104,14 @@ def sharded() -> bool:
     return _group.joined and _says("ACCELERATE_USE_FSDP")
 
 
+def zero_stage() -> int:
+    """Which stage of DeepSpeed's ZeRO trainings go through, as accelerate's launcher says: 1 or 2; 0 without DeepSpeed."""
+    return _group.zero_stage
+
+
 @contextmanager
 def joined() -> Iterator[None]:
-    """The processes of the launcher as one group, if there are several, or one that is to use FSDP.
+    """The processes of the launcher as one group, if there are several, or one that is to use FSDP or DeepSpeed.
 
     Raises:
         RequestError: if they are to share weights in a way that is not supported here.
@@ -118,11 +126,13 @@ def joined() -> Iterator[None]:
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     _refuse_unsupported(str(state.distributed_type.value))
     _group.rank, _group.count, _group.joined = state.process_index, state.num_processes, True
+    _group.zero_stage = _stage_asked_for()
     try:
         yield
     finally:
-        _group.rank, _group.count, _group.joined = 0, 1, False
-    distributed.destroy_process_group()  # not after an error: the others may never come to that
+        _group.rank, _group.count, _group.joined, _group.zero_stage = 0, 1, False, 0
+    if distributed.is_initialized():  # DeepSpeed in one process does so when it trains
+        distributed.destroy_process_group()  # not after an error: the others may never come to that
 
 
 def _refuse_unsupported(kind: str) -> None:
@@ -135,15 +145,23 @@ def _refuse_unsupported(kind: str) -> None:
                 "accelerate shards weights (FSDP) on GPUs only, in processes of accelerate launch; on CPUs leave FSDP out of its "
                 "configuration"
             )
-    if _says("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
-        raise RequestError(
-            "DeepSpeed's ZeRO stage 3 keeps no whole weights to cut; use stage 1 or 2, or FSDP with version 2"
-        )
+    if _says("ACCELERATE_USE_DEEPSPEED") and (stage := _stage_asked_for()) not in (1, 2):
+        why = "keeps no whole weights to cut" if stage == 3 else "shares nothing out"
+        raise RequestError(f"DeepSpeed's ZeRO stage {stage} {why}; use stage 1 or 2, or FSDP with version 2")
+
+
+def _stage_asked_for() -> int:
+    """Of ZeRO, in accelerate's configuration or in a file of DeepSpeed's that it names; 0 without DeepSpeed."""
+    if not _says("ACCELERATE_USE_DEEPSPEED"):
+        return 0
+    from accelerate.utils import DeepSpeedPlugin
+
+    return int(DeepSpeedPlugin().zero_stage)
 
 
 def _started_by_a_launcher() -> bool:
-    """Whether the launcher's words are to be followed: it started several processes, or one that is to use FSDP."""
-    return launched() or _says("ACCELERATE_USE_FSDP")
+    """Whether the launcher's words are to be followed: it started several processes, or one that is to use FSDP or DeepSpeed."""
+    return launched() or _says("ACCELERATE_USE_FSDP") or _says("ACCELERATE_USE_DEEPSPEED")
 
 
 def _says(name: str) -> bool:

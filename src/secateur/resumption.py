@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from secateur.disk import flush, flush_entry, full_disk_named, held, replaced, sha256, temporary_beside
 from secateur.errors import OutputError, RequestError, SecateurError, WriteError
 from secateur.plan import PruningPlan
-from secateur.processes import by_first, count, is_first, sharded
+from secateur.processes import by_first, count, is_first, sharded, zero_stage
 from secateur.report.log import logging_to
 from secateur.report.record import redacted, secateur_version, versions
 from secateur.signals import finishing
@@ -75,7 +75,8 @@ def finished(out: str | Path) -> bool:
 def identity(**asked: Any) -> dict[str, Any]:
     """What makes two runs the same run, as plain JSON values: what was asked for, and what computes it."""
     computes = {name: number for name, number in versions().items() if name in ("torch", "transformers", "device")}
-    by = {"secateur": secateur_version(), "number_of_processes": count(), "sharding": sharded()}
+    by: dict[str, Any] = {"secateur": secateur_version(), "number_of_processes": count()}
+    by |= {"sharding": sharded(), "zero_stage": zero_stage()}
     return dict(redacted(json.loads(json.dumps({**asked, **computes, **by}, default=str))))
 
 

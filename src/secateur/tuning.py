@@ -125,6 +125,7 @@ def tune(
         seed=seed, trust_remote_code=trust_remote_code, merge_adapters=merge_adapters, tune_dense=tune_dense,
         continue_adapters=continue_adapters, max_new_tokens=max_new_tokens,
     )  # fmt: skip
+    asked.method.check_launcher(chooses=asked.target.layers is None)
     stages = Stages(Logged(progress or Silent()))
     same = asked.identity()  # here, where all processes are
     if resume and by_first(lambda: finished(out)):

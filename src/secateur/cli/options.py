@@ -81,14 +81,14 @@ def placement_of(options: dict[str, Any]) -> Any:
         RequestError: if that makes no sense.
     """
     from secateur.loading import Placement
-    from secateur.processes import launched, sharded
+    from secateur.processes import launched, sharded, zero_stage
 
     if options["device_map"] is None:
         for name in ("max_memory", "offload_folder"):
             if options[name] is not None:
                 raise RequestError(f"--{name.replace('_', '-')} has no effect without --device-map auto; add that")
         return None
-    if launched() or sharded():
+    if launched() or sharded() or zero_stage():
         raise RequestError("--device-map spreads one process over all devices; run it without the launcher")
     most = None if options["max_memory"] is None else parse_memory(options["max_memory"], "--max-memory")
     return Placement(max_memory=most, offload_folder=options["offload_folder"])

@@ -107,6 +107,16 @@ class Method(ABC):
             raise RequestError(f"{cls.name} has no setting '{unknown[0]}'; choose among {', '.join(sorted(known))}")
         return cls(**settings)
 
+    def check_launcher(self, *, chooses: bool) -> None:  # noqa: B027  most run in whatever processes there are
+        """Make sure, before anything expensive, that the method can run in the launcher's processes.
+
+        Args:
+            chooses: whether it chooses the layers, which are given otherwise.
+
+        Raises:
+            RequestError: if it cannot.
+        """
+
     @abstractmethod
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Choose `drop` layers on calibration tokens; the model is as it was afterwards.

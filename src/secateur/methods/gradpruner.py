@@ -17,8 +17,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from secateur.errors import RequestError
 from secateur.methods.base import Cost, Method, Run, Step
 from secateur.plan import PruningPlan
+from secateur.processes import zero_stage
 from secateur.settings import AbsorbForm, Merge, Reduction, check_at_least, check_choices
 from secateur.step import ADAPTERS_ONLY, FORWARD_AND_BACKWARD, RowSize
 from secateur.training.scoring import Scoring, score_layers
@@ -66,6 +68,14 @@ class GradPruner(Scoring, Method):
         check_choices(self, "reduction", "merge", "absorb")
         check_keep(self.keep)
         check_at_least(self, 0, "merged_layers", "absorb_alpha")
+
+    def check_launcher(self, *, chooses: bool) -> None:
+        """DeepSpeed takes its step inside the backward pass, so that there is no moment to read a gradient in."""
+        if zero_stage() and (chooses or self._merges_any()):
+            raise RequestError(
+                f"{self.name} reads the gradients of a training, which DeepSpeed does not show; choose another --method, or go "
+                "without DeepSpeed: by DDP, FSDP2 or in one process"
+            )
 
     def plan(self, decoder: Decoder, data: TokenBatches, *, drop: int, run: Run | None = None) -> PruningPlan:
         """Score the layers in the first steps of training on plain text, and drop the lowest."""

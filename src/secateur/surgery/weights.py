@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError
 
-__all__ = ["load_weights_", "num_bytes", "save_weights"]
+__all__ = ["load_weights_", "num_bytes", "save_weights", "state", "write_weights"]
 
 
 def save_weights(model: nn.Module, file: Path, *, only: Collection[str] | None = None) -> None:
@@ -24,9 +24,14 @@ def save_weights(model: nn.Module, file: Path, *, only: Collection[str] | None =
         file: a new safetensors file.
         only: names of parameters; all if None.
     """
+    write_weights(state(model, only), file)
+
+
+def write_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Write weights that are kept elsewhere than in a model, by their names in it, for `load_weights_`."""
     from safetensors.torch import save_file
 
-    save_file({name: tensor.detach().contiguous() for name, tensor in _state(model, only).items()}, file)
+    save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, file)
 
 
 def load_weights_(model: nn.Module, file: Path, *, only: Collection[str] | None = None) -> None:
@@ -37,7 +42,7 @@ def load_weights_(model: nn.Module, file: Path, *, only: Collection[str] | None 
     """
     from safetensors import safe_open
 
-    ours = _state(model, only)
+    ours = state(model, only)
     with safe_open(file, "pt") as weights, torch.no_grad():
         names = set(weights.keys())
         if names != ours.keys():
@@ -57,7 +62,13 @@ def num_bytes(model: nn.Module) -> int:
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
-def _state(model: nn.Module, only: Collection[str] | None) -> dict[str, Tensor]:
+def state(model: nn.Module, only: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Parameters, each once, and buffers that belong to the model's state, by their names in memory.
+
+    Args:
+        model: the model.
+        only: names of parameters; all if None.
+    """
     kept = model.state_dict(keep_vars=True)
     named = {name: weight for name, weight in model.named_parameters() if only is None or name in only}
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}

@@ -26,7 +26,8 @@ from transformers.trainer_callback import TrainerState
 from secateur.disk import flush, flush_entry, full_disk_named, sha256
 from secateur.processes import agreed, all_here, by_first
 from secateur.signals import asked_to_stop, finishing
-from secateur.surgery.weights import load_weights_, save_weights
+from secateur.surgery.weights import load_weights_, state, write_weights
+from secateur.training.sharding import whole
 from secateur.values import read_sealed, write_sealed
 
 __all__ = ["Keeping", "ResumableTrainer"]
@@ -59,6 +60,10 @@ class Keeping:
 
 class ResumableTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that goes on from its last whole checkpoint, to the bit."""
+
+    def __init__(self, **trainer: Any) -> None:
+        super().__init__(**trainer)
+        self._dtypes = {name: tensor.dtype for name, tensor in self._state().items()}
 
     def carry_on(self, keeping: Keeping | None) -> float:
         """Train, from the last checkpoint if there is one, and write others; the seconds that took.
@@ -101,22 +106,25 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """What is trained, by its names in memory: no family's way of writing files comes between.
 
-        The Trainer leaves out what it does not find under the names of files, as experts that are stored one by one.
+        The Trainer leaves out what it does not find under the names of files, as experts that are stored one by one. DeepSpeed's
+        weights may be rounded ones, of which those that are updated lie in parts in the processes.
         """
-        if state_dict is not None:  # sharded weights, gathered by accelerate
+        if state_dict is not None and not self.is_deepspeed_enabled:  # sharded weights, gathered by accelerate
             super()._save(output_dir, state_dict)
             return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.model, folder / _TRAINED, only=self._trained_names())
+        weights = {name: whole(tensor).to(self._dtypes[name]) for name, tensor in self._state().items()}
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_weights(weights, folder / _TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self._take_up(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if not self._take_up(Path(self.state.best_model_checkpoint)):
-            super()._load_best_model()
+        if self.is_deepspeed_enabled or not self._take_up(Path(self.state.best_model_checkpoint)):
+            super()._load_best_model()  # DeepSpeed has what it updates beside the model
 
     def _take_up(self, folder: Path) -> bool:
         """Whether what is trained lies there by its names in memory, and is now in the model."""
@@ -125,6 +133,10 @@ class ResumableTrainer(Trainer):  # type: ignore[misc]
             return False
         load_weights_(self.model, file, only=self._trained_names())
         return True
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """What is trained, and buffers, by their names in memory."""
+        return state(self.model, only=self._trained_names())
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}

@@ -220,7 +220,8 @@ class IGIACallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, _control: Any, model: Any = None, **_: Any) -> None:
         """Find the layers and their weights; refuse set-ups whose gradients cannot be read."""
-        if getattr(args, "deepspeed", None):
+        given = ("deepspeed", "deepspeed_plugin")  # by the user, by accelerate's launcher
+        if any(getattr(args, name, None) for name in given):
             raise RequestError(
                 "under DeepSpeed the optimiser steps inside the backward pass, so no gradient can be read; "
                 "score the layers with DDP, FSDP or one process"

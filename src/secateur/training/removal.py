@@ -152,7 +152,7 @@ class _RemovalTrainer(ResumableTrainer):
             teacher.to(self.args.device)
         self.losses: list[dict[str, float]] = []
         self._seen = Activations()
-        self._good: list[Tensor] = []  # none before the first step, which changes nothing until its loss is known
+        self._good: list[Tensor] = []  # none before the first step here, which changes nothing until its loss is known
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch, forward and backward, with the layers that go gated as far as they have faded."""
@@ -210,12 +210,8 @@ class _RemovalTrainer(ResumableTrainer):
         return {"losses": self.losses}
 
     def restore(self, kept: dict[str, Any]) -> None:
-        """Go on with the losses; `_load_from_checkpoint` sees to the weights."""
+        """Go on with the losses; the Trainer sees to the weights."""
         self.losses = kept.get("losses", [])
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._keep_good_weights()
 
     # ---- guarding against a loss that is not finite ---------------------------------------------------------------------
 
@@ -224,7 +220,7 @@ class _RemovalTrainer(ResumableTrainer):
         if not math.isfinite(values["loss"]):
             self._give_up(f"the loss became {values['loss']} at step {self.state.global_step + 1}")
         if not self.losses or self.losses[-1]["step"] != self.state.global_step:
-            if self.state.global_step % max(1, self.args.max_steps // 8) == 0:
+            if not self._good or self.state.global_step % max(1, self.args.max_steps // 8) == 0:
                 self._keep_good_weights()
             self.losses.append({"step": self.state.global_step, **values})
 

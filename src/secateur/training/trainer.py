@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from secateur.errors import RequestError
-from secateur.processes import count, summed_
+from secateur.processes import count, summed_, zero_stage
 from secateur.training.settings import rows_at_once
 from secateur.training.trainer_options import options_as_named_here
 
@@ -71,9 +71,32 @@ def training_arguments(
         "use_cpu": not torch.cuda.is_available(),
     }
     try:
-        return TrainingArguments(**{**common, **ours, **options_as_named_here(theirs)})
+        arguments = TrainingArguments(**{**common, **ours, **options_as_named_here(theirs)})
     except (TypeError, ValueError, ImportError) as error:
         raise RequestError(f"trainer options: {' '.join(str(error).split())}") from error
+    if zero_stage():
+        _agree_with_deepspeed(arguments)
+    return arguments
+
+
+def _agree_with_deepspeed(arguments: TrainingArguments) -> None:
+    """Have DeepSpeed clip and count rows as the Trainer does, which a file of its own may not say, and hold it to the rest.
+
+    Raises:
+        RequestError: if that says otherwise, which the Trainer finds once the training begins.
+    """
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    asked = arguments.deepspeed_plugin.deepspeed_config
+    for name in ("gradient_clipping", "train_batch_size", "train_micro_batch_size_per_gpu"):
+        asked.setdefault(name, "auto")
+    tried = HfTrainerDeepSpeedConfig(asked)  # of a copy
+    tried.trainer_config_process(arguments)
+    if tried.mismatches:
+        raise RequestError(
+            f"accelerate's configuration of DeepSpeed contradicts the training ({tried.mismatches[0].removeprefix('- ')}); say "
+            "'auto' there, and mixed_precision 'no': secateur's options decide"
+        )
 
 
 def mean_of_processes(losses: Mapping[str, torch.Tensor]) -> dict[str, float]:

@@ -19,6 +19,7 @@ _ELSEWHERE = {
     "seed": "that is --seed",
     "load_best_model_at_end": "the best epoch is taken wherever there is something to choose it by",
     "save_total_limit": "the last checkpoint is kept, and the best, until the run has ended",
+    "deepspeed": "that is for accelerate's config, see docs/scaling.md",
     "fsdp": "that is for accelerate's config, see docs/scaling.md",
     "parallelism_config": "that is for accelerate's config, see docs/scaling.md",
 }
