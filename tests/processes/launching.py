@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,20 +15,33 @@ from typing import Any
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
+EXAMPLES = HERE.parent.parent / "examples"
 
 
 def launched(
-    script: str, *words: str, processes: int, by_launcher: bool | None = None
+    script: str, *words: str, processes: int, by_launcher: bool | None = None, zero: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """A script of this folder, in so many processes; one is left to no launcher unless `by_launcher` says so."""
+    """A script of this folder, in so many processes; one is left to no launcher unless `by_launcher` says so.
+
+    With `zero`, accelerate's launcher has trainings go through that stage of DeepSpeed's, as the example has it.
+    """
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    if not (processes > 1 if by_launcher is None else by_launcher):
+    if zero is not None:
+        launch = ["-m", "accelerate.commands.launch", "--config_file", str(EXAMPLES / "zero2.yaml")]
+        launch += [f"--num_processes={processes}", f"--main_process_port={free_port()}", f"--zero_stage={zero}"]
+    elif not (processes > 1 if by_launcher is None else by_launcher):
         launch = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
         [sys.executable, *launch, str(HERE / script), *words],
         env=environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        return int(taken.getsockname()[1])
 
 
 def write_inputs(folder: Path) -> None:

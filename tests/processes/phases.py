@@ -1,7 +1,8 @@
 """Every phase of secateur on one checkpoint, in as many processes as there are: `phases.py KIND INPUTS OUT [PHASE …]`.
 
-KIND is `plain` (one process, or DDP) or `fsdp2`. Each phase leaves `OUT/SLUG.json`, and a checkpoint `OUT/SLUG` where it makes
-one. All batches are of all processes together, so that what is left must not depend on how many there are.
+KIND is `plain` (one process, DDP, or ZeRO where accelerate's launcher says so) or `fsdp2`. Each phase leaves `OUT/SLUG.json`, and
+a checkpoint `OUT/SLUG` where it makes one. All batches are of all processes together, so that what is left must not depend on how
+many there are.
 """
 
 from __future__ import annotations
@@ -87,13 +88,13 @@ def pruned(name: str, recovery: Recovery | None = None, **settings: Any) -> Call
     return run
 
 
-def tuned(train: Any, **options: Any) -> Callable[[Inputs, str], dict[str, Any]]:
+def tuned(train: Any, by: Method | None = None, **options: Any) -> Callable[[Inputs, str], dict[str, Any]]:
     """A checkpoint of `tune`; the best epoch is loaded again at the end."""
 
     def run(inputs: Inputs, phase: str) -> dict[str, Any]:
         made = tune(
             inputs.checkpoint, task=TaskSettings(data=str(inputs.folder / "sums.jsonl"), num_train=16),
-            target=Target(drop=2), method=method("gradpruner", scoring_rate=1e-2), out=inputs.out / phase, seed=SEED,
+            target=Target(drop=2), method=by or method("gradpruner", scoring_rate=1e-2), out=inputs.out / phase, seed=SEED,
             tuning=FineTuning(train=train, epochs=2, batch_size=4, learning_rate=1e-3, lora_rank=2),
             precision="fp32", speed=False, command=["phases"], **options,
         )  # fmt: skip
@@ -137,6 +138,17 @@ PHASES: dict[str, Callable[[Inputs, str], dict[str, Any]]] = {
     "eval: perplexity": measured,
 }  # fmt: skip
 
+CLIPPED = {"max_grad_norm": 1e-3}
+"""Far below the norm of a gradient here."""
+
+ZERO: dict[str, Callable[[Inputs, str], dict[str, Any]]] = {
+    **{phase: run for phase, run in PHASES.items() if phase.startswith(("prune: elder", "recover: "))},
+    "recover: full, clipped": pruned("shortgpt", Recovery(recover="full", recover_batch=4, recover_trainer=CLIPPED)),
+    "tune: lora, by shortgpt": tuned("lora", by=method("shortgpt"), merge_adapters=True),
+    "tune: full, by shortgpt": tuned("full", by=method("shortgpt")),
+}
+"""What trains and does not read gradients, which DeepSpeed does not show."""
+
 
 def slug(phase: str) -> str:
     """The name of a phase as that of a file."""
@@ -151,7 +163,7 @@ def main(kind: str, folder: str, out: str, *names: str) -> None:
     with joined():
         for phase in names or PHASES:
             start = time.monotonic()
-            found = {**PHASES[phase](inputs, slug(phase)), "seconds": time.monotonic() - start}
+            found = {**(PHASES | ZERO)[phase](inputs, slug(phase)), "seconds": time.monotonic() - start}
             if is_first():
                 (inputs.out / f"{slug(phase)}.json").write_text(json.dumps(found), encoding="utf-8")
 

@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from secateur import processes, signals
 from secateur.data.task import TaskSettings
 from secateur.errors import RequestError
+from secateur.methods.gradpruner import GradPruner
 from secateur.processes import by_first, count, is_first, joined, share_out
 from secateur.request import Target
+from secateur.training.igia import IGIACallback
 from secateur.training.trainer import rows_at_once
 from secateur.tuning import tune
 
@@ -88,7 +91,18 @@ def test_rows_of_a_step_are_shared_evenly_or_refused_with_the_remedy(of_two: Non
     [
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "say fsdp_version: 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "on GPUs only"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "stage 3"),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+            "stage 3 keeps no whole weights",
+        ),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "stage 0 shares nothing out"),
+        (
+            {
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                "ACCELERATE_DEEPSPEED_CONFIG_FILE": '{"zero_optimization": {"stage": 3}}',
+            },
+            "stage 3 keeps no whole weights",
+        ),
     ],
 )
 def test_what_trainings_here_cannot_give_is_refused(
@@ -119,3 +133,23 @@ def test_generation_is_refused_where_trainings_are_sharded(
             tiny_checkpoint, task=TaskSettings(data="unread.jsonl"), target=Target(drop=1), out=tmp_path / "out",
             metric="generation",
         )  # fmt: skip
+
+
+def test_gradpruner_is_refused_under_deepspeed_unless_nothing_reads_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes._group, "zero_stage", 2)
+    with pytest.raises(RequestError, match="choose another --method, or go without DeepSpeed"):
+        GradPruner(merge="none").check_launcher(chooses=True)
+    GradPruner(merge="none").check_launcher(chooses=False)
+    with pytest.raises(RequestError, match="which DeepSpeed does not show"):
+        GradPruner().check_launcher(chooses=False)
+
+
+def test_deepspeed_of_the_launcher_is_refused_by_the_callback(tiny_model: Any) -> None:
+    class Arguments:
+        deepspeed, deepspeed_plugin, fp16 = None, object(), False
+
+    class State:
+        global_step, max_steps = 0, 10
+
+    with pytest.raises(RequestError, match="no gradient can be read"):
+        IGIACallback().on_train_begin(Arguments(), State(), None, model=tiny_model)
