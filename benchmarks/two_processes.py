@@ -2,10 +2,12 @@
 
     python benchmarks/two_processes.py run     # a quarter of an hour on two cores; writes results/two_processes.json
     python benchmarks/two_processes.py deaths  # the second part alone, anew
+    python benchmarks/two_processes.py zero    # what trains, under DeepSpeed's ZeRO 1 and 2: pip install deepspeed; five minutes
     python benchmarks/two_processes.py tables  # rewrites the tables in docs/scaling.md
 
 The phases are those of `tests/processes/phases.py`, on a random Llama of six layers, float32, by gloo on CPUs. There accelerate
 does not shard, so it is told that the processes have GPUs (`tests/processes/fsdp_on_cpu.py`); what then runs is PyTorch's FSDP2.
+DeepSpeed runs on CPUs as it is, and is started by `accelerate launch` with `examples/zero2.yaml`.
 Then one of two processes fails on entering each stage of a `prune` (`tests/processes/dying.py`), and the run goes on.
 """
 
@@ -36,7 +38,7 @@ _ONE_ONLY = ("cut and prove", "measure pruned")  # the first process alone does 
 def run() -> None:
     """Do everything, and write it down."""
     with scratch() as folder:
-        write({
+        write(written_before() | {
             "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
             "phases": phases(folder), "deaths": all_deaths(folder),
         })  # fmt: skip
@@ -45,7 +47,29 @@ def run() -> None:
 def deaths() -> None:
     """Do what fails, and write it down beside what there is."""
     with scratch() as folder:
-        write(json.loads(RESULT.read_text(encoding="utf-8")) | {"deaths": all_deaths(folder)})
+        write(written_before() | {"deaths": all_deaths(folder)})
+
+
+def zero() -> None:
+    """Do what trains under DeepSpeed, and write it down beside what there is."""
+    from launching import agreement
+    from phases import ZERO, slug
+
+    names = ("torch", "transformers", "accelerate", "peft", "deepspeed")
+    with scratch() as folder:
+        for name, processes, stage in (("one", 1, None), ("zero1", 2, 1), ("zero2", 2, 2)):
+            held(folder, name, "plain", *ZERO, processes=processes, zero=stage)
+        found = {
+            name: agreement(folder / "one", folder / name, [slug(phase) for phase in ZERO])
+            for name in ("zero1", "zero2")
+        }
+        rows = {phase: {name: each[slug(phase)] for name, each in found.items()} for phase in ZERO}
+        write(written_before() | {"zero": {"versions": {name: version(name) for name in names}, "phases": rows}})
+
+
+def written_before() -> dict[str, Any]:
+    """The result file, of which a part is made anew."""
+    return dict(json.loads(RESULT.read_text(encoding="utf-8")))
 
 
 @contextmanager
@@ -71,16 +95,23 @@ def write(result: dict[str, Any]) -> None:
 
 def phases(folder: Path) -> dict[str, dict[str, Any]]:
     """Phase → `ddp` and `fsdp2`, each held to one process."""
-    from launching import agreement, launched
+    from launching import agreement
     from phases import PHASES, slug
 
     for name, kind, processes in (("one", "plain", 1), ("ddp", "plain", 2), ("fsdp2", "fsdp2", 2)):
-        (folder / name).mkdir()
-        done = launched("phases.py", kind, str(folder), str(folder / name), processes=processes)
-        assert done.returncode == 0, done.stderr
+        held(folder, name, kind, processes=processes)
     slugs = [slug(phase) for phase in PHASES]
     found = {name: agreement(folder / "one", folder / name, slugs) for name in ("ddp", "fsdp2")}
     return {phase: {name: rows[slug(phase)] for name, rows in found.items()} for phase in PHASES}
+
+
+def held(folder: Path, name: str, kind: str, *phases: str, processes: int, zero: int | None = None) -> None:
+    """Do the phases, all if none is named, in so many processes; what they leave is in a folder of that name."""
+    from launching import launched
+
+    (folder / name).mkdir()
+    done = launched("phases.py", kind, str(folder), str(folder / name), *phases, processes=processes, zero=zero)
+    assert done.returncode == 0, done.stderr
 
 
 def all_deaths(folder: Path) -> list[dict[str, Any]]:
@@ -141,11 +172,6 @@ def made_anew(page: str) -> str:
     from cells import markdown, with_tables
 
     result = json.loads(RESULT.read_text(encoding="utf-8"))
-    rows = [
-        [phase, *(cell for way in ("ddp", "fsdp2") for cell in in_cells(ways[way]))]
-        for phase, ways in result["phases"].items()
-    ]
-    header = ["phase", "DDP: same plan", "figures", "weights", "FSDP2: same plan", "figures", "weights"]
     deaths = [
         [
             row["stage"],
@@ -157,10 +183,20 @@ def made_anew(page: str) -> str:
         for row in result["deaths"]
     ]
     made = {
-        "phases": markdown(header, rows, words=2),
+        "phases": held_to_one(result["phases"], {"ddp": "DDP", "fsdp2": "FSDP2"}),
+        "zero": held_to_one(result["zero"]["phases"], {"zero1": "ZeRO 1", "zero2": "ZeRO 2"}),
         "deaths": markdown(["stage", "how", "said", "left", "equal"], deaths, words=4),
     }
     return with_tables(page, made.get)
+
+
+def held_to_one(phases: dict[str, Any], ways: dict[str, str]) -> str:
+    """A table of phases, each way of doing them beside the others."""
+    from cells import markdown
+
+    header = ["phase", *(title for name in ways.values() for title in (f"{name}: same plan", "figures", "weights"))]
+    rows = [[phase, *(cell for way in ways for cell in in_cells(found[way]))] for phase, found in phases.items()]
+    return markdown(header, rows, words=2)
 
 
 def in_cells(found: dict[str, Any]) -> list[str]:
@@ -180,4 +216,4 @@ def beside(left: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    {"run": run, "deaths": deaths, "tables": tables}[sys.argv[1]]()
+    {"run": run, "deaths": deaths, "zero": zero, "tables": tables}[sys.argv[1]]()
