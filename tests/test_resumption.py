@@ -58,10 +58,8 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def run(checkpoint: Path, text: TextSettings, out: Path, kind: str, **options: Any) -> Pruned:
-    options = {"checkpoint_minutes": EVERY, "target": Target(drop=2), **RUNS[kind], **options}
-    return prune(
-        checkpoint, text=text, out=out, seed=3, precision="fp32", speed=False, prompts=("a",), command=["secateur"], **options
-    )  # fmt: skip
+    options = {"checkpoint_minutes": EVERY, "target": Target(drop=2), "precision": "fp32", **RUNS[kind], **options}
+    return prune(checkpoint, text=text, out=out, seed=3, speed=False, prompts=("a",), command=["secateur"], **options)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +67,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path,
     """A run of each kind, made when it is first needed, with no checkpoints; do not write into them."""
     folder, made = tmp_path_factory.mktemp("undisturbed"), {}
 
-    def of(kind: str) -> Pruned:
-        if kind not in made:
-            made[kind] = run(tiny_checkpoint, text, folder / kind, kind, checkpoint_minutes=60.0)
-        return made[kind]
+    def of(kind: str, precision: str = "fp32") -> Pruned:
+        name = f"{kind}-{precision}"
+        if name not in made:
+            out = folder / name
+            made[name] = run(tiny_checkpoint, text, out, kind, checkpoint_minutes=60.0, precision=precision)
+        return made[name]
 
     return of
 
@@ -103,25 +103,27 @@ PHASES: dict[str, tuple[Any, str, int]] = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "phase"),
-    [("elder", phase) for phase in PHASES]
-    + [(kind, phase) for kind in ("lora", "distill") for phase in PHASES if "step" in phase],
+    ("kind", "phase", "precision"),
+    [("elder", phase, "fp32") for phase in PHASES]
+    + [(kind, phase, "fp32") for kind in ("lora", "distill") for phase in PHASES if "step" in phase]
+    + [("elder", "prepared", "bf16")]
+    + [(kind, "third step of recovery", "bf16") for kind in ("elder", "lora", "distill")],
 )
 def test_resumed_run_ends_with_the_bytes_and_figures_of_the_undisturbed(
-    undisturbed: Any, tiny_checkpoint: Path, text: TextSettings, tmp_path: Path, kind: str, phase: str
+    undisturbed: Any, tiny_checkpoint: Path, text: TextSettings, tmp_path: Path, kind: str, phase: str, precision: str
 ) -> None:
-    expected, out = undisturbed(kind), tmp_path / "out"
+    expected, out = undisturbed(kind, precision), tmp_path / "out"
     owner, name, call = PHASES[phase]
     with pytest.MonkeyPatch.context() as monkeypatch:
         stop(monkeypatch, owner, name, call - ("recovery" in phase))
         with pytest.raises(KeyboardInterrupt, match=r"is kept in .*out\.work; run the same command with --resume"):
-            run(tiny_checkpoint, text, out, kind)
+            run(tiny_checkpoint, text, out, kind, precision=precision)
     assert [path.name for path in tmp_path.iterdir()] == ["out.work"]
     with pytest.MonkeyPatch.context() as monkeypatch:
         if phase != "dense measured":  # what was chosen is not chosen again
             monkeypatch.setattr(type(RUNS[kind]["method"]), "plan", None)
         steps = count_steps(monkeypatch)
-        same(run(tiny_checkpoint, text, out, kind, resume=True), expected)
+        same(run(tiny_checkpoint, text, out, kind, precision=precision, resume=True), expected)
     # Steps of the four of stage 2 and of the four of the recovery that were done again.
     again = {"dense measured": 8, "chosen": 8, "second step of stage 2": 6, "prepared": 4, "third step of recovery": 1}
     assert steps[0] == again.get(phase, 0)

@@ -40,6 +40,7 @@ from secateur.training.trainer import (
     given_back,
     mean_of_processes,
     training_arguments,
+    unprepared,
 )
 
 __all__ = ["RemovalTraining", "identity_penalty", "removal_arguments", "train_towards_removal_"]
@@ -103,6 +104,7 @@ def train_towards_removal_(
         with (
             given_back(decoder.model, checkpointing=bool(arguments.gradient_checkpointing)),
             _trainable(decoder, dropped, settings, seed) as model,
+            unprepared(model),
             in_parts(model) as given,
         ):
             trainer = _RemovalTrainer(
@@ -113,14 +115,11 @@ def train_towards_removal_(
             )  # fmt: skip
             with (progress or Silent()).track(description, arguments.max_steps) as advance:
                 trainer.add_callback(Advance(advance))
-                try:
-                    if RESUME in settings.trainer:
-                        trainer.train(resume_from_checkpoint=settings.trainer[RESUME])
-                    else:
-                        trainer.carry_on(keeping)
-                    trainer.check_weights()
-                finally:
-                    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+                if RESUME in settings.trainer:
+                    trainer.train(resume_from_checkpoint=settings.trainer[RESUME])
+                else:
+                    trainer.carry_on(keeping)
+                trainer.check_weights()
     steps, each = trainer.args.max_steps, settings.sequences_per_step
     passes, more = divmod(steps, math.ceil(batches.num_sequences / each))  # the last step of a pass takes what is left
     windows = passes * batches.num_sequences + min(more * each, batches.num_sequences)
@@ -191,7 +190,7 @@ class _RemovalTrainer(ResumableTrainer):
     def _divergence(self, logits: Tensor, input_ids: Tensor) -> Tensor:
         """KL(dense ‖ model), mean over the predicted tokens."""
         assert self.teacher is not None  # noqa: S101  made by train_towards_removal_ where distil > 0
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():  # the model's own forward has that in it
             target = self.teacher(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
         return distillation_loss(
             logits.flatten(0, 1), target.flatten(0, 1),

@@ -31,6 +31,7 @@ from secateur.training.trainer import (
     given_back,
     mean_of_processes,
     training_arguments,
+    unprepared,
 )
 
 __all__ = ["FineTuning", "check_fine_tuning", "fine_tune_"]
@@ -99,6 +100,7 @@ def fine_tune_(
     with (
         given_back(decoder.model, checkpointing=bool(arguments.gradient_checkpointing)),
         _trainable(decoder, settings, seed, adapters) as model,
+        unprepared(model),
         in_parts(model) as given,
     ):
         trainer = _TaskTrainer(
@@ -129,18 +131,12 @@ def _trainable(
             take_over_(model, adapters)
     else:
         model.requires_grad_(True)
-    forward = vars(model).get("forward")
     try:
         yield model
     except BaseException:
         if lora:
             model.unload()
         raise
-    finally:  # mixed precision put another forward in its place
-        vars(model).pop("_original_forward", None)
-        vars(model).pop("forward", None)
-        if forward is not None:
-            model.forward = forward
 
 
 class _TaskTrainer(ResumableTrainer):

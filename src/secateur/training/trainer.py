@@ -16,7 +16,10 @@ from secateur.processes import count, summed_, zero_stage
 from secateur.training.settings import rows_at_once
 from secateur.training.trainer_options import options_as_named_here
 
-__all__ = ["Advance", "given_back", "mean_of_processes", "training_arguments"]
+__all__ = ["Advance", "given_back", "mean_of_processes", "training_arguments", "unprepared"]
+
+_PREPARED = "_is_accelerate_prepared"
+_PUT_IN_BY_ACCELERATE = ("forward", "_original_forward", _PREPARED)
 
 
 def training_arguments(
@@ -121,6 +124,19 @@ def given_back(model: Any, *, checkpointing: bool) -> Iterator[None]:
             parameter.grad = None
             parameter.requires_grad_(parameter not in was_frozen)
         model.eval()
+
+
+@contextmanager
+def unprepared(model: Any) -> Iterator[None]:
+    """A model that accelerate has not prepared, before and after: where it finds its mark it leaves out mixed precision too."""
+    before = {name: vars(model)[name] for name in _PUT_IN_BY_ACCELERATE if name in vars(model)}
+    vars(model).pop(_PREPARED, None)
+    try:
+        yield
+    finally:
+        for name in _PUT_IN_BY_ACCELERATE:
+            vars(model).pop(name, None)
+        vars(model).update(before)
 
 
 class Advance(TrainerCallback):  # type: ignore[misc]
