@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from secateur.errors import RequestError
@@ -123,10 +124,11 @@ def joined() -> Iterator[None]:
     from accelerate import PartialState
     from torch import distributed
 
+    stage = _stage_asked_for()
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     _refuse_unsupported(str(state.distributed_type.value))
     _group.rank, _group.count, _group.joined = state.process_index, state.num_processes, True
-    _group.zero_stage = _stage_asked_for()
+    _group.zero_stage = stage
     try:
         yield
     finally:
@@ -145,18 +147,30 @@ def _refuse_unsupported(kind: str) -> None:
                 "accelerate shards weights (FSDP) on GPUs only, in processes of accelerate launch; on CPUs leave FSDP out of its "
                 "configuration"
             )
-    if _says("ACCELERATE_USE_DEEPSPEED") and (stage := _stage_asked_for()) not in (1, 2):
-        why = "keeps no whole weights to cut" if stage == 3 else "shares nothing out"
-        raise RequestError(f"DeepSpeed's ZeRO stage {stage} {why}; use stage 1 or 2, or FSDP with version 2")
 
 
 def _stage_asked_for() -> int:
-    """Of ZeRO, in accelerate's configuration or in a file of DeepSpeed's that it names; 0 without DeepSpeed."""
+    """Of ZeRO, in accelerate's configuration or in a file of DeepSpeed's that it names; 0 without DeepSpeed.
+
+    Raises:
+        RequestError: if that is another than 1 or 2, if the file cannot be read, or DeepSpeed is not installed.
+    """
     if not _says("ACCELERATE_USE_DEEPSPEED"):
         return 0
     from accelerate.utils import DeepSpeedPlugin
 
-    return int(DeepSpeedPlugin().zero_stage)
+    try:
+        stage = int(DeepSpeedPlugin().zero_stage)
+    except ValueError as error:
+        raise RequestError(f"accelerate's configuration of DeepSpeed: {' '.join(str(error).split())}") from error
+    if stage not in (1, 2):
+        why = "keeps no whole weights to cut" if stage == 3 else "shares nothing out"
+        raise RequestError(f"DeepSpeed's ZeRO stage {stage} {why}; use stage 1 or 2, or FSDP with version 2")
+    if find_spec("deepspeed") is None:
+        raise RequestError(
+            "accelerate's configuration asks for DeepSpeed, which is not installed: pip install deepspeed, or go without"
+        )
+    return stage
 
 
 def _started_by_a_launcher() -> bool:

@@ -91,18 +91,6 @@ def test_rows_of_a_step_are_shared_evenly_or_refused_with_the_remedy(of_two: Non
     [
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "say fsdp_version: 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "on GPUs only"),
-        (
-            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
-            "stage 3 keeps no whole weights",
-        ),
-        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "stage 0 shares nothing out"),
-        (
-            {
-                "ACCELERATE_USE_DEEPSPEED": "true",
-                "ACCELERATE_DEEPSPEED_CONFIG_FILE": '{"zero_optimization": {"stage": 3}}',
-            },
-            "stage 3 keeps no whole weights",
-        ),
     ],
 )
 def test_what_trainings_here_cannot_give_is_refused(
@@ -113,6 +101,27 @@ def test_what_trainings_here_cannot_give_is_refused(
     for kind in ("MULTI_CPU", "NO"):  # several processes, and one
         with pytest.raises(RequestError, match=said):
             processes._refuse_unsupported(kind)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"ZERO_STAGE": "3"}, "stage 3 keeps no whole weights"),
+        ({"ZERO_STAGE": "0"}, "stage 0 shares nothing out"),
+        ({"CONFIG_FILE": '{"zero_optimization": {"stage": 3}}'}, "stage 3 keeps no whole weights"),
+        ({"CONFIG_FILE": "/no/such/file.json"}, "configuration of DeepSpeed: Expected .* /no/such/file.json"),
+        ({"ZERO_STAGE": "2"}, "DeepSpeed, which is not installed: pip install deepspeed"),
+    ],
+)
+def test_what_deepspeed_cannot_give_here_is_refused_before_processes_meet(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], said: str
+) -> None:
+    monkeypatch.setattr(processes, "find_spec", lambda name: None)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    for name, value in asked.items():
+        monkeypatch.setenv(f"ACCELERATE_DEEPSPEED_{name}", value)
+    with pytest.raises(RequestError, match=said), joined():
+        pytest.fail("joined")
 
 
 def test_without_a_launcher_nothing_heavy_is_imported() -> None:

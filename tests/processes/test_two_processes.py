@@ -82,9 +82,10 @@ def test_a_process_that_dies_ends_all_with_its_message_once_and_leaves_nothing_h
     words = ["prune", str(inputs / "checkpoint"), "--drop=2", f"--out={tmp_path / 'out'}", *options]
     done = launched("dying.py", "plain", rank, stage, how, *words, processes=2)
     assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    lines = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "interrupted: "))]
     assert len(lines) == 1
-    assert lines[0].startswith(said)
+    # The launcher ends the others too, and on a busy machine before they have missed the one that was killed.
+    assert lines[0].startswith((said, "interrupted: ") if how == "killed" else said)
     assert {path.name for path in tmp_path.iterdir()} <= {"out.work"}  # to go on from
 
 
