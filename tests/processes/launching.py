@@ -38,6 +38,22 @@ def launched(
     )  # fmt: skip
 
 
+def launched_by_two(script: str, *words: str, folder: Path) -> list[tuple[int, str]]:
+    """A script of this folder in two processes of two launchers, as on two machines: each has a place of its own for what is
+    temporary, and is the first of its own processes. The exit code of each, and what it said."""
+    port, begun = free_port(), []
+    for machine in range(2):
+        temporary = folder / f"tmp-{machine}"
+        temporary.mkdir()
+        launch = ["-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={machine}", "--nproc-per-node=1"]
+        launch += ["--master-addr=localhost", f"--master-port={port}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TMPDIR": str(temporary)}
+        command = [sys.executable, *launch, str(HERE / script), *words]
+        begun.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    said = [each.communicate(timeout=900)[1] for each in begun]  # little enough to wait in a pipe
+    return [(each.returncode, text) for each, text in zip(begun, said, strict=True)]
+
+
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("localhost", 0))

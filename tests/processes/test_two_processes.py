@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launching import agreement, launched, write_inputs
+from launching import agreement, launched, launched_by_two, write_inputs
 from phases import slug
 
 pytestmark = pytest.mark.slow
@@ -54,6 +54,22 @@ def test_two_processes_leave_the_plan_of_one_and_its_weights_to_rounding(
         assert found["same_plan"], phase
         assert found["same_best_step"], phase
         assert found["scores"] < 1e-4, phase  # IGIA squares gradients that are small at first
+        assert found["measured"] < ROUNDING, phase
+        assert found["weights"] is None or found["weights"] < ROUNDING, phase
+
+
+def test_two_machines_leave_the_plan_of_one_process_and_its_weights_to_rounding(
+    one_process: Path, inputs: Path, tmp_path: Path
+) -> None:
+    """What both see is the inputs and the output."""
+    (tmp_path / "two").mkdir()
+    phases = ["choose: sleb", *TRAINED]
+    words = ("plain", str(inputs), str(tmp_path / "two"), *phases)
+    for code, said in launched_by_two("phases.py", *words, folder=tmp_path):
+        assert code == 0, said[-3000:]
+    for phase, found in agreement(one_process, tmp_path / "two", [slug(phase) for phase in phases]).items():
+        assert found["same_plan"], phase
+        assert found["same_best_step"], phase
         assert found["measured"] < ROUNDING, phase
         assert found["weights"] is None or found["weights"] < ROUNDING, phase
 
