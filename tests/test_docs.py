@@ -79,7 +79,7 @@ def reader(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     for module in ("stages", "tuning"):  # a forecast of seconds, with tests of its own
         monkeypatch.setattr(f"secateur.{module}.memory_line", lambda *_: "")
     monkeypatch.setattr("secateur.stages._NEW_TOKENS", 4)  # of the speeds
-    monkeypatch.setattr("secateur.pipeline.generations", functools.partial(generations, max_new_tokens=4))
+    monkeypatch.setattr("secateur.text_workbench.generations", functools.partial(generations, max_new_tokens=4))
     monkeypatch.setattr("secateur.data.text.load_hub", lambda *_, **__: [row["text"] for row in ROWS])
     monkeypatch.setenv("MODEL", "secateur-demo")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

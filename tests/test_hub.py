@@ -84,7 +84,7 @@ def _nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def loads(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded before the push was looked at")
 
-    monkeypatch.setattr(pipeline, "load_model", loads)
+    monkeypatch.setattr("secateur.text_workbench.load_model", loads)
     monkeypatch.setattr("secateur.tuning_request.load_model", loads)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur as sc
-from secateur import pipeline, stages
+from secateur import pipeline, stages, text_workbench
 from secateur.data import evaluation_windows
 from secateur.errors import OutputError, PlanError, RequestError, TrainingDivergedError, WriteError
 from secateur.evaluation.perplexity import perplexity
@@ -206,7 +206,7 @@ def test_target_must_be_exactly_one(given: dict[str, Any], named: str) -> None:
 # ---- stopped on the way --------------------------------------------------------------------------------------------------
 
 STAGES = {
-    "load": (pipeline, "load_tokenizer"),
+    "load": (text_workbench, "load_tokenizer"),
     "preflight": (pipeline, "preflight"),
     "measure": (stages, "perplexity"),
     "choose": (Elder, "plan"),
@@ -214,7 +214,7 @@ STAGES = {
     "cut": (stages, "remove_layers_"),
     "save": (stages, "save_checkpoint"),
     "prove": (stages, "prove_checkpoint"),
-    "sizes": (pipeline, "sizes"),
+    "sizes": (text_workbench, "sizes"),
     "record": (pipeline, "run_record"),
     "card": (stages, "model_card"),
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from secateur import pipeline, stages
+from secateur import stages, text_workbench
 from secateur.data import evaluation_windows
 from secateur.decoder import Decoder
 from secateur.errors import ProofError, RequestError, TrainingDivergedError
@@ -96,7 +96,7 @@ def test_teacher_is_the_dense_model_and_not_the_prepared_one(
         seen.append({name: weight.clone() for name, weight in teacher.state_dict().items()})
         return recover_(*args, teacher=teacher, **rest)
 
-    monkeypatch.setattr(pipeline, "recover_", watch)
+    monkeypatch.setattr(text_workbench, "recover_", watch)
     method = method_named("elder")(joint_steps=2, steps=2, gate_sequences=2, learning_rate=1e-2, absorb=None)
     record = pruned(tiny_checkpoint, text, tmp_path / "out", method, recover="distill").record
     dense = load_model(tiny_checkpoint).state_dict()
@@ -128,9 +128,9 @@ def test_bfloat16_checkpoint_is_recovered_in_float32_and_written_as_it_was(
 def test_cut_that_is_not_the_bypassed_model_is_never_trained(
     tiny_checkpoint: Path, text: TextSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = pipeline.cut_copy
-    monkeypatch.setattr(pipeline, "cut_copy", lambda decoder, dropped: original(decoder, (0, 1)))
-    monkeypatch.setattr(pipeline, "recover_", lambda *_, **__: pytest.fail("it was trained"))
+    original = text_workbench.cut_copy
+    monkeypatch.setattr(text_workbench, "cut_copy", lambda decoder, dropped: original(decoder, (0, 1)))
+    monkeypatch.setattr(text_workbench, "recover_", lambda *_, **__: pytest.fail("it was trained"))
     with pytest.raises(ProofError, match="the cut model's logits differ by"):
         pruned(tiny_checkpoint, text, tmp_path / "out", recover="full")
     assert not list(tmp_path.iterdir())
@@ -140,13 +140,13 @@ def test_cut_that_is_not_the_bypassed_model_is_never_trained(
 def test_interrupt_leaves_what_was_done_and_nothing_at_out(
     tiny_checkpoint: Path, text: TextSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    original = getattr(pipeline, place)
+    original = getattr(text_workbench, place)
 
     def stop(*args: Any, **rest: Any) -> None:
         original(*args, **rest)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, place, stop)
+    monkeypatch.setattr(text_workbench, place, stop)
     with pytest.raises(KeyboardInterrupt):
         pruned(tiny_checkpoint, text, tmp_path / "out", recover="lora")
     assert [path.name for path in tmp_path.iterdir()] == ["out.work"]

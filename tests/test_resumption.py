@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from interrupts import stop
-from secateur import disk, pipeline, resumption, signals
+from secateur import disk, pipeline, resumption, signals, text_workbench
 from secateur.errors import RequestError, WriteError
 from secateur.methods import METHODS
 from secateur.pipeline import Pruned, Target, TextSettings, prune
@@ -475,7 +475,7 @@ def test_a_damaged_file_of_the_work_is_named_with_the_remedy(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        stop(patched, pipeline, "write_and_prove")
+        stop(patched, text_workbench, "write_and_prove")
         with pytest.raises(KeyboardInterrupt):
             run(tiny_checkpoint, text, out, "laco")
     (work_directory(out) / name).write_text('{"half')
@@ -490,7 +490,7 @@ def test_a_plan_that_is_another_than_was_written_is_not_gone_on_from(
     """A byte that a disk has turned over leaves a plan that reads well, of other layers."""
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        stop(patched, pipeline, "write_and_prove")
+        stop(patched, text_workbench, "write_and_prove")
         with pytest.raises(KeyboardInterrupt):
             run(tiny_checkpoint, text, out, "laco")
     file = work_directory(out) / name
