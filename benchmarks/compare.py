@@ -4,7 +4,7 @@
     MODEL=… DATA=… secateur compare benchmarks/comparison_c4.yaml --out benchmarks/results/comparison_c4
     benchmarks/gpu/run.sh compare              # fills benchmarks/results/comparison_full_length, on a GPU
     python benchmarks/compare.py dense MODEL DATA     # the dense model trained on as many tokens as the others
-    python benchmarks/compare.py tables        # rewrite the tables in docs/comparison.md and the README from the results
+    python benchmarks/compare.py tables        # rewrite the tables in docs/comparison.md, docs/methods and the README from the results
 
 How to run the first in pieces stands in comparison.yaml. Of the folders `compare.json`, `cells/` and `plots/` are kept in the
 repository; the rest can be made again.
@@ -29,7 +29,8 @@ from secateur.report.comparison import MISSING  # noqa: E402
 RESULTS = HERE / "results"
 FOLDERS = {"": "comparison", "c4-": "comparison_c4", "full-": "comparison_full_length"}
 """What the name of a table begins with → the folder of its results."""
-PAGES = (HERE.parent / "docs" / "comparison.md", HERE.parent / "README.md")
+DOCS = HERE.parent / "docs"
+PAGES = (DOCS / "comparison.md", HERE.parent / "README.md", *sorted((DOCS / "methods").glob("*.md")))
 DENSE = {
     "": (RESULTS / "comparison_dense.json", {"num_sequences": 128, "num_eval_sequences": 128}),
     "full-": (
@@ -39,6 +40,9 @@ DENSE = {
 }
 """What the name of a table begins with → the dense model's result, and the windows it is trained and measured on."""
 IN_README = ("elder", "sleb", "shortgpt", "replaceme", "random")
+BESIDE = ("elder", "random")
+"""On a method's own page: the best, and the floor."""
+TABLES = ("drops", "recovery", "tasks")
 PLOTS = "../benchmarks/results"
 
 
@@ -91,8 +95,11 @@ def made_anew(page: str) -> str:
     return with_tables(page, made)
 
 
-def made(name: str) -> str:
-    """A table, or the plots; what there are no results for yet is said to be missing."""
+def made(name: str) -> str | None:
+    """A table, or the plots; what there are no results for yet is said to be missing. None for those of another script."""
+    if name.startswith("of-"):
+        beside = [row for row in rows_of(FOLDERS[""]) if row.method in (name.removeprefix("of-"), *BESIDE)]
+        return "\n\n".join(table(which, beside) for which in ("drops", "recovery"))
     if name == "calibration":
         return calibration(rows_of(FOLDERS[""]), rows_of(FOLDERS["c4-"]))
     if name.endswith("dense-trained"):
@@ -110,7 +117,7 @@ def made(name: str) -> str:
             "\n\n".join(f"![{plot.stem}]({PLOTS}/{folder}/plots/{plot.name})" for plot in plots)
             or "No cell is done yet."
         )
-    return table(name, rows) or "No cell is done yet."
+    return (table(name, rows) or "No cell is done yet.") if name in TABLES else None
 
 
 def dense_trained(prefix: str) -> str:

@@ -142,7 +142,10 @@ def made_anew(page: str) -> str:
     return with_tables(page, table)
 
 
-def table(name: str) -> str:
+def table(name: str) -> str | None:
+    """A table of its own; None for those of another script."""
+    if not name.endswith("-reference"):
+        return None
     report = json.loads(RESULT.read_text(encoding="utf-8"))
     if name == "shortgpt-reference":
         found = report["shortgpt"]

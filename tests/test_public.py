@@ -132,6 +132,7 @@ def test_every_method_has_its_name_its_paper_and_a_page(name):
         ("choosing", "choosing.md", "| [`elder`](methods/elder.md) |"),
         ("compare", "comparison.md", "| calibrated on |"),
         ("compare", "../README.md", "| `elder` |"),
+        ("compare", "methods/sleb.md", "| `random` | 93.08 ± 3.39 |"),
         ("references", "methods/shortgpt.md", "| order of all 30 layers | the same |"),
         ("references", "methods/sleb.md", "| SmolLM2-135M | 3 of 30 | the same |"),
     ],
