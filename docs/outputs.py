@@ -32,7 +32,7 @@ def main(checkpoint: str, names: list[str]) -> None:
     text = README.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "run.yaml").write_text(_block(text, "yaml"), encoding="utf-8")
-        example = _block(text, "python").replace("secateur-demo", "MODEL")
+        example = _block(text, "python")
         (Path(folder) / "example.py").write_text(example, encoding="utf-8")
         (Path(folder) / "MODEL").symlink_to(Path(checkpoint).absolute())
         (Path(folder) / "examples").symlink_to(README.parent / "examples")
