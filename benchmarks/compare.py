@@ -4,7 +4,7 @@
     MODEL=… DATA=… secateur compare benchmarks/comparison_c4.yaml --out benchmarks/results/comparison_c4
     benchmarks/gpu/run.sh compare              # fills benchmarks/results/comparison_full_length, on a GPU
     python benchmarks/compare.py dense MODEL DATA     # the dense model trained on as many tokens as the others
-    python benchmarks/compare.py tables        # rewrite the tables in docs/comparison.md, docs/methods and the README from the results
+    python benchmarks/compare.py tables        # rewrite the tables of docs and the README from the results
 
 How to run the first in pieces stands in comparison.yaml. Of the folders `compare.json`, `cells/` and `plots/` are kept in the
 repository; the rest can be made again.
@@ -98,8 +98,7 @@ def made_anew(page: str) -> str:
 def made(name: str) -> str | None:
     """A table, or the plots; what there are no results for yet is said to be missing. None for those of another script."""
     if name.startswith("of-"):
-        beside = [row for row in rows_of(FOLDERS[""]) if row.method in (name.removeprefix("of-"), *BESIDE)]
-        return "\n\n".join(table(which, beside) for which in ("drops", "recovery"))
+        return of_a_method(name.removeprefix("of-"))
     if name == "calibration":
         return calibration(rows_of(FOLDERS[""]), rows_of(FOLDERS["c4-"]))
     if name.endswith("dense-trained"):
@@ -111,13 +110,20 @@ def made(name: str) -> str | None:
     rows = rows_of(folder)
     if name == "progress":
         return f"{sum(row.result is not None for row in rows)} of {len(rows)} cells are done."
-    if name == "plots":
-        plots = sorted((RESULTS / folder / "plots").glob("*.svg"))
-        return (
-            "\n\n".join(f"![{plot.stem}]({PLOTS}/{folder}/plots/{plot.name})" for plot in plots)
-            or "No cell is done yet."
-        )
-    return (table(name, rows) or "No cell is done yet.") if name in TABLES else None
+    found = plots_of(folder) if name == "plots" else table(name, rows) if name in TABLES else None
+    return "No cell is done yet." if found == "" else found
+
+
+def of_a_method(method: str) -> str:
+    """A method beside the best and the floor: without a recovery by the number of layers, and with one."""
+    rows = [row for row in rows_of(FOLDERS[""]) if row.method in (method, *BESIDE)]
+    return "\n\n".join(table(name, rows) for name in ("drops", "recovery"))
+
+
+def plots_of(folder: str) -> str:
+    """The plots of a comparison, one below the other."""
+    plots = sorted((RESULTS / folder / "plots").glob("*.svg"))
+    return "\n\n".join(f"![{plot.stem}]({PLOTS}/{folder}/plots/{plot.name})" for plot in plots)
 
 
 def dense_trained(prefix: str) -> str:

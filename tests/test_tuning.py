@@ -145,6 +145,25 @@ def test_full_run_equals_its_parts_put_together_by_hand(
         assert result.record["training"][field] == parts.report[field]
 
 
+def test_the_samples_are_what_both_models_write_after_the_first_test_prompts(
+    undisturbed: dict[str, Pruned], tiny_checkpoint: Path, data: str
+) -> None:
+    for result in undisturbed.values():
+        samples, tokenizer = result.record["generations"], AutoTokenizer.from_pretrained(tiny_checkpoint)
+        test = TaskSettings(data=data).load(tokenizer, SEED).test
+        assert samples["prompts"] == [example.prompt for example in test][:3]
+        adapter = result.path / "adapter"
+        models = {
+            "dense": AutoModelForCausalLM.from_pretrained(tiny_checkpoint),
+            "pruned": AutoModelForCausalLM.from_pretrained(adapter if adapter.exists() else result.path),
+        }
+        for name, model in models.items():
+            ids = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in samples["prompts"]]
+            kept = {"do_sample": False, "max_new_tokens": 40, "pad_token_id": 0}
+            outputs = [model.generate(each, **kept)[0, each.shape[1] :] for each in ids]
+            assert samples[name] == [tokenizer.decode(output, skip_special_tokens=True) for output in outputs]
+
+
 def test_record_and_plan_say_what_was_done(undisturbed: dict[str, Pruned], tiny_checkpoint: Path, data: str) -> None:
     result = undisturbed["full"]
     out, record = result.path, json.loads((result.path / "secateur" / "record.json").read_text())

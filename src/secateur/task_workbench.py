@@ -8,15 +8,17 @@ from typing import Any
 import torch
 
 from secateur.data.examples import Examples
+from secateur.data.prompts import context_length
 from secateur.data.task import Task
 from secateur.decoder import Decoder, unwrapped
 from secateur.estimation.task_size import TaskSize
 from secateur.estimation.tuning import TuningCost
 from secateur.evaluation.intervals import TaskResult, paired_difference
 from secateur.evaluation.likelihood import num_sequences
+from secateur.evaluation.similarity import continuations
 from secateur.evaluation.tasks import Metric, suitable, task_score
 from secateur.methods import Method, Run
-from secateur.progress import Progress
+from secateur.progress import Progress, Silent
 from secateur.report.record import count_parameters
 from secateur.step import RowSize
 from secateur.training.checkpoints import Keeping
@@ -25,6 +27,10 @@ from secateur.training.rows import Rows
 from secateur.training.supervised import FineTuning, fine_tune_
 
 __all__ = ["TaskWorkbench"]
+
+_SAMPLE_TOKENS = 40
+_SHOWN = 400
+"""Characters of a prompt's end that are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +43,11 @@ class TaskWorkbench:
     tuning: FineTuning
     metric: Metric
     max_new_tokens: int
+    num_samples: int
     run: Run
     results: dict[str, TaskResult] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    written: dict[str, list[str]] = field(default_factory=dict)
 
     def measure(self, name: str, model: Any, description: str) -> None:
         """Score a model on the test examples, as `name`."""
@@ -50,6 +58,7 @@ class TaskWorkbench:
         self.metrics[name] = {
             "num_layers": layers, "num_parameters": count_parameters(model), "task": result.describe(),
         }  # fmt: skip
+        self.written[name] = self._written(model)
 
     def fine_tune_(
         self,
@@ -98,6 +107,24 @@ class TaskWorkbench:
             for name, other in self.results.items()
             if other is not pruned
         }
+
+    def samples(self) -> dict[str, list[str]] | None:
+        """What the dense and the pruned model wrote after a few test prompts, for people to read; None where there are none."""
+        shown = [prompt if len(prompt) <= _SHOWN else f"…{prompt[-_SHOWN:]}" for prompt in self._prompts()]
+        return {"prompts": shown, **{name: self.written[name] for name in ("dense", "pruned")}} if shown else None
+
+    def _prompts(self) -> list[str]:
+        return [example.prompt for example in self.data.test if example.prompt.strip()][: self.num_samples]
+
+    def _written(self, model: Any) -> list[str]:
+        if not self._prompts():
+            return []
+        room = context_length(model, self.tuning.max_length) // 2
+        texts, _ = continuations(
+            model, self.tokenizer, self._prompts(), max_new_tokens=min(_SAMPLE_TOKENS, self.max_new_tokens, room),
+            batch_size=self.num_samples, max_length=self.tuning.max_length, precision=None, progress=Silent(),
+        )  # fmt: skip
+        return texts
 
     def _score(self, model: Any, examples: Examples, progress: Progress | None = None) -> TaskResult:
         return task_score(

@@ -70,6 +70,7 @@ def tune(
     tuning: FineTuning | None = None,
     metric: Metric = "auto",
     max_new_tokens: int = 128,
+    num_samples: int = 3,
     merge_adapters: bool = False,
     tune_dense: bool = False,
     continue_adapters: bool = False,
@@ -97,6 +98,7 @@ def tune(
         tuning: how to fine-tune.
         metric: what is measured: `auto`, `accuracy`, `perplexity`, `generation`.
         max_new_tokens: the most tokens that are written of an answer, for the metric `generation`.
+        num_samples: test examples that the record keeps, with what both models write after them, for people to read.
         merge_adapters: with LoRA, write one plain checkpoint instead.
         tune_dense: fine-tune the dense model alike first, for comparison.
         continue_adapters: with LoRA and `gradpruner`, go on from the scoring's adapters of the layers that stay, which are
@@ -123,7 +125,7 @@ def tune(
         source=source, task=task, target=target, tuning=tuning or FineTuning(), metric=metric, dtype=dtype,
         method=method_named(method)() if isinstance(method, str) else method, precision=precision, revision=revision,
         seed=seed, trust_remote_code=trust_remote_code, merge_adapters=merge_adapters, tune_dense=tune_dense,
-        continue_adapters=continue_adapters, max_new_tokens=max_new_tokens,
+        continue_adapters=continue_adapters, max_new_tokens=max_new_tokens, num_samples=num_samples,
     )  # fmt: skip
     asked.method.check_launcher(chooses=asked.target.layers is None)
     stages = Stages(Logged(progress or Silent()))
@@ -178,6 +180,7 @@ def tune(
                     proof=dataclasses.asdict(proof),
                     metrics=bench.metrics,
                     comparison=bench.differences(),
+                    generations=bench.samples(),
                     timings=stages.seconds,
                     peak_memory_bytes=memory.bytes,
                     seed=seed,
@@ -218,6 +221,7 @@ def _loaded(asked: TuningRequest, progress: Progress) -> tuple[Decoder, TaskWork
         tuning=asked.tuning,
         metric=asked.metric,
         max_new_tokens=asked.max_new_tokens,
+        num_samples=asked.num_samples,
         run=run,
     )
 

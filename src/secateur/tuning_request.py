@@ -31,6 +31,7 @@ class TuningRequest:
     tuning: FineTuning
     metric: Metric
     max_new_tokens: int
+    num_samples: int
     merge_adapters: bool
     tune_dense: bool
     continue_adapters: bool
@@ -42,6 +43,7 @@ class TuningRequest:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "max_new_tokens")
+        check_at_least(self, 0, "num_samples")
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same run."""
@@ -50,7 +52,7 @@ class TuningRequest:
             target=asdict(self.target), tuning=asdict(self.tuning), metric=self.metric, dtype=self.dtype,
             precision=self.precision, revision=self.revision, seed=self.seed, tune_dense=self.tune_dense,
             merge_adapters=self.merge_adapters, continue_adapters=self.continue_adapters,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.max_new_tokens, num_samples=self.num_samples,
         )  # fmt: skip
 
     @property

@@ -67,7 +67,7 @@ def test_the_end_of_a_text_ends_it_for_that_prompt_alone(tiny_model, tiny_tokeni
 )
 def test_rouge_l_is_as_published(monkeypatch, tiny_tokenizer, text, f1):
     """The first two: Lin 2004, "ROUGE", section 3.1; the third has 4 of its 6 words, and all 4 wanted, in order."""
-    monkeypatch.setattr(similarity, "_continuations", lambda *args, **kwargs: ([text, text], 0))
+    monkeypatch.setattr(similarity, "continuations", lambda *args, **kwargs: ([text, text], 0))
     monkeypatch.setattr(similarity, "_bert_scores", lambda *_: None)
     item = example((("Then", " police killed the gunman"),))
     score = generation_scores(None, tiny_tokenizer, task((item, item), "completion"))
@@ -79,7 +79,7 @@ def test_rouge_l_is_as_published(monkeypatch, tiny_tokenizer, text, f1):
 def test_the_special_token_that_ends_an_answer_is_not_a_word_of_it(monkeypatch, tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
-    monkeypatch.setattr(similarity, "_continuations", lambda *args, **kwargs: (["an answer"], 0))
+    monkeypatch.setattr(similarity, "continuations", lambda *args, **kwargs: (["an answer"], 0))
     monkeypatch.setattr(similarity, "_bert_scores", lambda *_: None)
     assert generation_scores(None, tokenizer, task((example((("p", "an answer<|im_end|>\n"),)),))).value == 1
 
@@ -97,7 +97,7 @@ def test_with_bertscore_the_value_is_the_mean_of_the_two(monkeypatch, tiny_token
     library = ModuleType("bert_score")
     library.BERTScorer = BERTScorer
     monkeypatch.setitem(sys.modules, "bert_score", library)
-    monkeypatch.setattr(similarity, "_continuations", lambda *args, **kwargs: (["police kill the gunman", ""], 0))
+    monkeypatch.setattr(similarity, "continuations", lambda *args, **kwargs: (["police kill the gunman", ""], 0))
     item = example((("Then", " police killed the gunman"),))
     before = torch.get_rng_state().tolist()
     score = generation_scores(None, tiny_tokenizer, task((item, item), "completion"))

@@ -46,6 +46,10 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--max_new_tokens", type=int, default=128, help="with --metric generation, tokens of an answer at most"
     )
+    parser.add_argument(
+        "--num_samples", type=int, default=3,
+        help="test examples that the report shows, with what both models write after them; 0 for none",
+    )  # fmt: skip
     parser.add_argument("--merge_adapters", action="store_true", help="with --train lora, write one plain checkpoint")
     parser.add_argument("--tune_dense", action="store_true", help="fine-tune the dense model alike, for comparison")
     parser.add_argument(
@@ -77,6 +81,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         tuning=settings_of(FineTuning, options),
         metric=options["metric"],
         max_new_tokens=options["max_new_tokens"],
+        num_samples=options["num_samples"],
         merge_adapters=options["merge_adapters"],
         tune_dense=options["tune_dense"],
         continue_adapters=options["continue_adapters"],

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from secateur.data.examples import Examples
 
-__all__ = ["generation_scores"]
+__all__ = ["continuations", "generation_scores"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def generation_scores(
         RequestError: if `rouge-score` is not installed, or the context has no room for a prompt.
     """
     rouge = _rouge_scorer()
-    texts, num_cut = _continuations(
+    texts, num_cut = continuations(
         model, tokenizer, [example.prompt for example in at_least_one(examples)], max_new_tokens=max_new_tokens,
         batch_size=batch_size, max_length=max_length, precision=precision, progress=progress or Silent(),
     )  # fmt: skip
@@ -92,7 +92,7 @@ def generation_scores(
     )
 
 
-def _continuations(
+def continuations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
@@ -103,7 +103,21 @@ def _continuations(
     precision: torch.dtype | None,
     progress: Progress,
 ) -> tuple[list[str], int]:
-    """The greedy continuation of each prompt, in batches padded on the left, and how many prompts were cut."""
+    """The greedy continuation of each prompt, in batches padded on the left, and how many prompts were cut.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        prompts: taken as they are.
+        max_new_tokens: the most tokens a continuation has; the end of a text ends it.
+        batch_size: prompts a batch.
+        max_length: tokens of prompt and continuation at most; None means the model's context.
+        precision: autocast dtype; the weights' own if None.
+        progress: told of each prompt.
+
+    Raises:
+        RequestError: if the context has no room for a prompt.
+    """
     if min(batch_size, max_new_tokens) < 1:
         raise RequestError(f"cannot write {max_new_tokens} tokens in batches of {batch_size}; choose 1 or more of each")
     limit = context_length(model, max_length)
