@@ -13,7 +13,10 @@ RECORD: dict[str, Any] = {
     "method": {"name": "elder", "options": {}},
     "data": {"spec": "a.txt", "fingerprint": "f1"}, "eval_data": {"spec": "b.txt", "fingerprint": "f2"},
     "dropped": [1, 2], "scores": [0.5, 0.1, 0.2, 1.0, 0.25, None],
-    "preparation": {"perplexity_before_cut": 22.0, "training": {"losses": [{"step": 0, "loss": 3.0}, {"step": 1, "loss": 2.0}]}},
+    "preparation": {
+        "perplexity_before_cut": 22.0,
+        "training": {"steps": 2, "tokens": 64, "losses": [{"step": 0, "loss": 3.0}, {"step": 1, "loss": 2.0}]},
+    },
     "recovery": None, "training": None,
     "proof": {"tokens": 64, "max_difference": 0.0, "tolerance": 1e-4, "generated_tokens": 24, "max_cache_gap": 0.0},
     "metrics": {

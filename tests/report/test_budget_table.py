@@ -46,9 +46,9 @@ def test_speeds_are_shown_with_the_smaller_of_both():
 
 def test_recovery_is_one_line_on_the_card_too_and_nothing_where_there_was_none():
     metrics = {"dense": {"perplexity": 20.0}, "cut": {"perplexity": 45.25}, "pruned": {"perplexity": 38.111}}
-    record = {"dropped": [1], "metrics": metrics, "recovery": {"kind": "lora", "tokens": 32768}}
+    record = {"dropped": [1], "metrics": metrics, "recovery": {"kind": "lora", "steps": 8, "tokens": 32768}}
     words = "recovered (lora) on 32,768 tokens: perplexity 45.25 → 38.11"
     assert recovered_in_words(record) == words
-    assert words in model_card(record, "org/base")
+    assert "8 steps on 32,768 tokens: perplexity 45.25 → 38.11" in model_card(record, "org/base")
     assert recovered_in_words({**record, "recovery": None}) is None
-    assert "recovered" not in model_card({**record, "recovery": None}, "org/base")
+    assert "8 steps" not in model_card({**record, "recovery": None}, "org/base")

@@ -6,17 +6,18 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from secateur.data.text import dataset_on_hub
-from secateur.report.comparison import compared, doubt_of_speed, layer_ranges, measured_in_words, recovered_in_words
+from secateur.report.comparison import compared, doubt_of_speed, layer_ranges, measured_in_words
+from secateur.report.places import is_place, last_part, shortened
+from secateur.report.weights import dense_in_words, weight_changes
 
 __all__ = ["inherited_metadata", "model_card"]
 
 _INHERITED = ("license", "license_name", "license_link", "language")
 _READ = (*_INHERITED, "base_model")
-_PLACE = re.compile(r"/|~|[A-Za-z]:[\\/]|\\\\|\.\.?[\\/]")
 
 
 def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping[str, Any] | None = None) -> str:
@@ -32,7 +33,7 @@ def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping
     from huggingface_hub import ModelCardData
 
     on_hub = _is_hub_id(base_model)
-    name = base_model if on_hub else _last_part(base_model)
+    name = base_model if on_hub else last_part(base_model)
     results = _results(record)
     data = ModelCardData(
         base_model=base_model if on_hub else (inherited or {}).get("base_model"),
@@ -70,20 +71,7 @@ def _is_hub_id(model: str) -> bool:
         validate_repo_id(model)
     except HFValidationError:
         return False
-    return not _PLACE.match(model) and not Path(model).exists()
-
-
-def _last_part(path: str) -> str:
-    """The last part of a path of any system."""
-    return (PureWindowsPath(path) if "\\" in path else PurePosixPath(path)).name or "a local model"
-
-
-def _shortened(word: str) -> str:
-    """A word of a command line without the way to a place on this machine."""
-    option, equals, value = word.partition("=")
-    if word.startswith("-") and equals:
-        return f"{option}={_shortened(value)}"
-    return _last_part(word) if _PLACE.match(word) else word
+    return not is_place(model) and not Path(model).exists()
 
 
 def _code(value: Any) -> str:
@@ -114,7 +102,7 @@ def _table(record: Mapping[str, Any]) -> str:
         return ""
     rows = [f"| {row.metric} | {row.dense} | {row.pruned} | {row.change} |" for row in compared(metrics)]
     text = (record.get("eval_data") or {}).get("spec")
-    notes = [f"Perplexity is measured on {_code(_shortened(str(text)))}{measured_in_words(record)}."] if text else []
+    notes = [f"Perplexity is measured on {_code(shortened(str(text)))}{measured_in_words(record)}."] if text else []
     notes += [doubt] if (doubt := doubt_of_speed(metrics)) else []
     table = "\n".join(["| | dense | pruned | change |", "|---|---:|---:|---:|", *rows])
     return "\n\n".join([table, *([" ".join(notes)] if notes else [])])
@@ -151,7 +139,7 @@ def _results(record: Mapping[str, Any]) -> list[Any]:
         found.append((task["metric"], task["value"], test))
     return [
         EvalResult(
-            task_type="text-generation", dataset_type=dataset_on_hub(name) or "text", dataset_name=_shortened(name),
+            task_type="text-generation", dataset_type=dataset_on_hub(name) or "text", dataset_name=shortened(name),
             metric_type=metric, metric_value=round(float(value), 6),
         )
         for metric, value, name in found
@@ -174,16 +162,14 @@ def _making(record: Mapping[str, Any]) -> str:
     lines = []
     if record.get("command"):
         words = shlex.split(str(record["command"]))
-        command = shlex.join(map(_shortened, words))
+        command = shlex.join(map(shortened, words))
         lines.append("```sh\n" + " ".join(command.split()).replace("`", "'") + "\n```\n")
         if command != shlex.join(words):
             lines.append("Of paths only the last part is shown: put your own there.")
     if data.get("spec"):
         tokens = f", {data['tokens']:,} tokens" if isinstance(data.get("tokens"), int) else ""
-        lines.append(f"Calibration text: {_code(_shortened(str(data['spec'])))}{tokens}.")
-    recovered = recovered_in_words(record)
-    if recovered is not None:
-        lines.append(f"After the cut it was trained on that text: {recovered}.")
+        lines.append(f"Calibration text: {_code(shortened(str(data['spec'])))}{tokens}.")
+    lines += _weights(record)
     lines += _tuned(record)
     revision, seed = (record.get("model") or {}).get("revision"), record.get("seed")
     if revision:
@@ -195,6 +181,15 @@ def _making(record: Mapping[str, Any]) -> str:
     return "## How it was made\n\n" + "\n".join(lines)
 
 
+def _weights(record: Mapping[str, Any]) -> list[str]:
+    """What was done to the weights, and what that means for the comparison."""
+    lines = [f"- {change.when}, {change.what}: {change.how}" for change in weight_changes(record)]
+    if not lines:
+        return ["The layers that stay have the weights that they had in the dense model."]
+    rest = dense_in_words(record)
+    return ["\nThe weights of the layers that stay were changed:\n", *lines, "", *([rest] if rest else [])]
+
+
 def _tuned(record: Mapping[str, Any]) -> list[str]:
     """What it was fine-tuned on, and how."""
     training, train = record.get("training") or {}, (record.get("data") or {}).get("train") or {}
@@ -203,7 +198,7 @@ def _tuned(record: Mapping[str, Any]) -> list[str]:
     settings = training.get("settings") or {}
     weights = {"lora": "with LoRA", "full": "with all weights"}.get(str(settings.get("train")), "")
     return [
-        f"Fine-tuned {weights} on {train['examples']:,} examples of {_code(_shortened(str(train['spec'])))} in "
+        f"Fine-tuned {weights} on {train['examples']:,} examples of {_code(shortened(str(train['spec'])))} in "
         f"{training['steps']:,} steps, with the loss on the completions; the best epoch was chosen on validation examples."
     ]
 

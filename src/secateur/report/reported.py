@@ -10,6 +10,7 @@ from typing import Any
 
 from secateur.errors import DataError
 from secateur.report.comparison import doubt_of_speed, format_number
+from secateur.report.weights import changed_in_words
 
 __all__ = ["Quality", "ReportedRun", "load_run", "ratio", "verdict"]
 
@@ -96,7 +97,8 @@ def verdict(run: ReportedRun) -> str:
     removed = (
         f"{len(record['dropped'])} of {record['model']['num_layers']} layers were removed by {record['method']['name']}"
     )
-    return f"{removed}: {_cost(run)}{_bought(run)}."
+    changed = changed_in_words(record)
+    return f"{removed}: {_cost(run)}{f'; {changed}' if changed else ''}{_bought(run)}."
 
 
 def _cost(run: ReportedRun) -> str:

@@ -19,6 +19,7 @@ from secateur.report.comparison import (
 )
 from secateur.report.html import Html, el, joined, table, unbroken
 from secateur.report.reported import Quality, ReportedRun, ratio, verdict
+from secateur.report.weights import dense_in_words, weight_changes
 
 __all__ = ["layers_of", "sections"]
 
@@ -30,6 +31,7 @@ def sections(run: ReportedRun) -> list[Html]:
         ("Dense and pruned", _dense_and_pruned(run)),
         ("Which layers", layers_of(run)),
         ("How the choice came about", _evolution(run)),
+        ("What was done to the weights", _weights(run)),
         ("Perplexity on the way", _on_the_way(run)),
         ("Training", _training(run)),
         ("Speed", _speed(run)),
@@ -171,6 +173,15 @@ def _blocks(distances: list[list[float | None]], dropped: list[int]) -> Html:
         outlined=(length - 1, start) if is_block else None,
     )  # fmt: skip
     return joined(el("p", said), chart)
+
+
+def _weights(run: ReportedRun) -> Html:
+    """All that was done to what stays; that it is as it was, where nothing was."""
+    rows: list[list[object]] = [[change.what, change.when, change.how] for change in weight_changes(run.record)]
+    if not rows:
+        return el("p", "Nothing: the layers that stay have the weights that they had.")
+    done = table(["what was done", "when", "how"], rows, caption="Changes to the weights that stay, in their order")
+    return joined(done, *([el("p", said)] if (said := dense_in_words(run.record)) else []))
 
 
 def _on_the_way(run: ReportedRun) -> Html:
