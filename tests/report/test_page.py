@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -15,6 +16,7 @@ from made_up_runs import PLAN, RECORD, run, tuned
 from secateur.cli import main
 from secateur.errors import DataError
 from secateur.report.charts import Bar, Point, bars, heat_map, lines, scatter
+from secateur.report.comparability import measured_alike
 from secateur.report.html import Html, el, table, unbroken
 from secateur.report.page import ReportedRun, load_run, report_page
 from secateur.report.reported import verdict
@@ -219,7 +221,63 @@ def test_the_front_is_what_no_other_run_betters() -> None:
         f"r{a}": not any(sizes[b] <= sizes[a] and perplexities[b] <= perplexities[a] and b != a for b in range(4))
         for a in range(4)
     }
-    assert points == better == {"r0": True, "r1": True, "r2": False, "r3": False}
+    assert better == {"r0": True, "r1": True, "r2": False, "r3": False}
+    assert points == {**better, "dense": True}  # which has the least perplexity
+
+
+def runs_beside(**changes: Any) -> tuple[str, set[str]]:
+    """The page of three runs whose last has `changes`, and which names its plot has."""
+    page = report_page([run("a"), run("b", metrics__pruned__perplexity=22.0), run("c", **changes)])
+    groups = (group for group in parsed(page).iter("g") if group.get("class", "").startswith("point"))
+    return page, {group.find("text").text for group in groups}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"metrics__pruned__perplexity": 24.0}, None),
+        ({"model__config_sha256": "other"}, "another model"),
+        ({"eval_data": {"spec": "b.txt", "fingerprint": "f3"}}, "another text"),
+        ({"metrics__pruned__window": 512}, "other windows"),
+        ({"metrics__dense__perplexity": 20.1, "metrics__pruned__perplexity": 24.0}, None),  # of another precision
+        ({"metrics__dense__perplexity": 21.0}, "other figures of the dense model"),
+        ({"metrics__pruned__perplexity": None}, "not measured"),
+        ({"metrics": tuned(0.8, 0.9).record["metrics"]}, "another metric"),
+    ],
+)
+def test_what_cannot_be_compared_is_in_the_table_marked_and_not_in_the_plot(
+    changes: dict[str, Any], reason: str | None
+) -> None:
+    page, plotted = runs_beside(**changes)
+    assert plotted == {"a", "b", "dense"} | ({"c"} if reason is None else set())
+    assert ("not in the plot" in page) == (reason is not None)
+    if reason is not None:
+        assert f"c ({reason})" in page
+        assert f"<td>no: {reason}</td>" in page
+
+
+def test_runs_at_one_place_share_a_point_that_names_them() -> None:
+    page, plotted = runs_beside(metrics__pruned__perplexity=22.0)
+    assert plotted == {"a", "b and 1 more", "dense"}
+    assert "b, c: 700 parameters, perplexity 22.00" in page
+
+
+def test_the_larger_set_is_the_one_that_is_compared() -> None:
+    page, _ = runs_beside()
+    others = [run("x", eval_data=None), run("a"), run("b")]
+    assert measured_alike(others).reason(others[0]) == "another text"
+    assert [each.name for each in measured_alike(others).runs] == ["a", "b"]
+    assert page.count("secateur prune m --drop 2") == 3  # how each is made again
+    assert measured_alike([]).runs == ()
+
+
+def test_a_figure_says_how_sure_it_is() -> None:
+    measured = run(metrics__pruned__nll_stderr=0.04)
+    assert measured.quality is not None
+    assert measured.quality.with_interval() == "25.00 ± 1.00"
+    assert "25.00 ± 1.00" in report_page([measured, run("other")])
+    task = tuned(0.8, 0.9)
+    assert (task.quality.with_interval(), task.dense_quality.value) == ("0.800 (0.700 to 0.900)", 0.9)
 
 
 def test_scatter_of_one_point_and_of_none() -> None:
@@ -257,6 +315,15 @@ def test_the_command_writes_the_page_of_what_it_is_given(tmp_path: Path, capsys:
     assert out.read_text() == report_page([load_run(tmp_path / "a"), load_run(tmp_path / "b")])
     assert str(out) in capsys.readouterr().out
     assert main(["report", str(tmp_path / "c")]) == 2
+
+
+def test_the_command_names_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [written(tmp_path / name) for name in ("a", "b", "c")]
+    other = json.dumps({**RECORD, "eval_data": {"spec": "b.txt", "fingerprint": "f9"}})
+    (runs[2] / "secateur" / "record.json").write_text(other)
+    assert main(["report", *map(str, runs), "--out", str(tmp_path / "page.html")]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert sum("c cannot be compared with the others (another text)" in line for line in said) == 1
 
 
 def test_the_command_replaces_pages_of_its_own_and_nothing_else(

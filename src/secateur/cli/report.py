@@ -27,6 +27,7 @@ def add_options(parser: Parser) -> None:
 def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
     from secateur.errors import OutputError
+    from secateur.report.comparability import measured_alike
     from secateur.report.page import distinct_names, is_page, load_run, report_page
     from secateur.values import write_text
 
@@ -36,6 +37,10 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
         raise OutputError(f"{out} is there, and is no page of a report; choose another --out, or add --overwrite")
     names = distinct_names(options["runs"])
     runs = [replace(load_run(run), name=name) for run, name in zip(options["runs"], names, strict=True)]
+    for other, reason in measured_alike(runs).why_not if len(runs) > 1 else ():
+        progress.note(
+            f"{other.name} cannot be compared with the others ({reason}): it is in the table, not in the plot"
+        )
     write_text(options["out"], report_page(runs))
     if options["json"]:
         print_json({"out": options["out"]})

@@ -22,6 +22,11 @@ class Quality:
     metric: str
     value: float
     greater_is_better: bool
+    low: float | None = None
+    """Of its interval: one standard error below a perplexity, 95 % of a task's figure."""
+    high: float | None = None
+    on_items: bool = False
+    """Whether it is of a task's items."""
 
     @classmethod
     def on_task(cls, task: Mapping[str, Any]) -> Quality:
@@ -30,12 +35,35 @@ class Quality:
             metric=task["metric"].replace("_", " "),
             value=float(task["value"]),
             greater_is_better=bool(task["greater_is_better"]),
+            low=task["interval"][0],
+            high=task["interval"][1],
+            on_items=True,
         )
+
+    @classmethod
+    def of_text(cls, metrics: Mapping[str, Any]) -> Quality | None:
+        """A perplexity with its standard error; None if it was not measured."""
+        if metrics.get("perplexity") is None:
+            return None
+        value, error = float(metrics["perplexity"]), metrics.get("nll_stderr")
+        spread = None if error is None else value * float(error)  # of the logarithm, times the value
+        return cls(
+            metric="perplexity", value=value, greater_is_better=False,
+            low=None if spread is None else value - spread, high=None if spread is None else value + spread,
+        )  # fmt: skip
 
     def write(self, value: float | None = None) -> str:
         """The figure, or another one of the same metric: a share in thousandths."""
         value = self.value if value is None else value
         return f"{value:.3f}" if self.greater_is_better else format_number(value)
+
+    def with_interval(self) -> str:
+        """The figure, and how sure it is where that is known: `18.15 ± 1.10` of a text, `0.667 (0.208 to 0.939)` of a task."""
+        if self.low is None or self.high is None:
+            return self.write()
+        if not self.on_items:
+            return f"{self.write()} ± {format_number(self.high - self.value)}"
+        return f"{self.write()} ({self.write(self.low)} to {self.write(self.high)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +89,13 @@ class ReportedRun:
         """How good the pruned model is, if that was measured."""
         if "task" in self.pruned:
             return Quality.on_task(self.pruned["task"])
-        perplexity = self.pruned.get("perplexity")
-        if perplexity is None:
-            return None
-        return Quality(metric="perplexity", value=float(perplexity), greater_is_better=False)
+        return Quality.of_text(self.pruned)
+
+    @property
+    def dense_quality(self) -> Quality | None:
+        """The same of the dense model: fine-tuned alike, where it was."""
+        dense = self.record["metrics"].get("dense_tuned") or self.dense
+        return Quality.on_task(dense["task"]) if "task" in dense else Quality.of_text(dense)
 
 
 def load_run(directory: str | Path) -> ReportedRun:

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 
 from secateur.report.charts import Point, scatter
+from secateur.report.comparability import MeasuredAlike, measured_alike
 from secateur.report.comparison import MISSING, format_count
 from secateur.report.html import Html, el, joined, table, unbroken
 from secateur.report.reported import ReportedRun, ratio, verdict
@@ -16,55 +17,78 @@ __all__ = ["side_by_side"]
 
 def side_by_side(runs: Sequence[ReportedRun]) -> list[Html]:
     """The sections of the page, one after the other."""
-    metric = next((run.quality.metric for run in runs if run.quality is not None), "")
+    alike = measured_alike(runs)
+    metric = next((run.quality.metric for run in (*alike.runs, *runs) if run.quality is not None), "")
     head = ["run", "method", "layers dropped", "parameters", metric or "quality", "writing, times as fast"]
+    head += ["comparable"] if alike.why_not else []
+    rows = [_row(run, metric, alike) for run in runs]
     return [
-        el("section", el("h1", f"{len(runs)} runs"), table(head, [_row(run, metric) for run in runs], caption="All runs")),
-        el("section", el("h2", "What quality costs"), _pareto(runs, metric)),
+        el("section", el("h1", f"{len(runs)} runs"), table(head, rows, caption=_caption(runs))),
+        el("section", el("h2", "What quality costs"), _pareto(alike)),
         *(
-            el("section", el("h2", run.name), el("p", unbroken(verdict(run)), class_="verdict"), layers_of(run))
+            el("section", el("h2", run.name), el("p", unbroken(verdict(run)), class_="verdict"), layers_of(run), _again(run))
             for run in runs
         ),
     ]  # fmt: skip
 
 
-def _row(run: ReportedRun, metric: str) -> list[object]:
+def _caption(runs: Sequence[ReportedRun]) -> str:
+    sure = any(run.quality is not None and run.quality.low is not None and not run.quality.on_items for run in runs)
+    return "All runs" + ("; ± is one standard error over the windows, of each model alone" if sure else "")
+
+
+def _row(run: ReportedRun, metric: str, alike: MeasuredAlike) -> list[object]:
     """A run's figures; its quality with the metric's name where that is another one than the column's."""
     speed, quality = ratio(run.dense, run.pruned, "decode_tokens_per_second"), run.quality
-    said = MISSING if quality is None else quality.write()
+    said = MISSING if quality is None else quality.with_interval()
     if quality is not None and quality.metric != metric:
         said += f" ({quality.metric})"
     size = run.pruned.get("num_parameters")
+    reason = alike.reason(run)
     return [
         run.name, run.record["method"]["name"], len(run.record["dropped"]), MISSING if size is None else format_count(size),
-        said, MISSING if speed is None else f"{speed:.2f}×",
+        said, MISSING if speed is None else f"{speed:.2f}×", *([f"no: {reason}" if reason else "yes"] if alike.why_not else []),
     ]  # fmt: skip
 
 
-def _pareto(runs: Sequence[ReportedRun], metric: str) -> Html:
-    """Quality against parameters; on the front is what no other run betters in both."""
+def _pareto(alike: MeasuredAlike) -> Html:
+    """Quality against parameters, of what can be held against each other; on the front is what no other betters in both."""
     places = [
-        (run, float(run.pruned["num_parameters"]), run.quality)
-        for run in runs
-        if run.quality is not None and run.quality.metric == metric and run.pruned.get("num_parameters")
+        (run.name, float(run.pruned["num_parameters"]), run.quality) for run in alike.runs if run.quality is not None
     ]
     if not places:
         return el("p", "Their quality was not measured.")
-    sign = 1 if places[0][2].greater_is_better else -1
+    first, (_, _, quality) = alike.runs[0], places[0]
+    metric, sign = quality.metric, 1 if quality.greater_is_better else -1
+    dense, size = first.dense_quality, first.dense.get("num_parameters")
+    if dense is not None and size:
+        name = "dense, fine-tuned alike" if "dense_tuned" in first.record["metrics"] else "dense"
+        places.append((name, float(size), dense))
     ranks = [(-size, sign * quality.value) for _, size, quality in places]  # more of either is better
-    points = [
-        Point(
-            label=run.name, x=size, y=quality.value,
-            says=f"{run.name}: {format_count(size)} parameters, {metric} {quality.write()}",
-            on_front=not any(all(map(operator.ge, other, rank)) and other != rank for other in ranks),
-        )
-        for (run, size, quality), rank in zip(places, ranks, strict=True)
-    ]  # fmt: skip
+    points = []
+    for rank in dict.fromkeys(ranks):
+        here = [place for place, its in zip(places, ranks, strict=True) if its == rank]
+        names, (_, size, quality) = [name for name, _, _ in here], here[0]
+        points.append(
+            Point(
+                label=names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""), x=size, y=quality.value,
+                says=f"{', '.join(names)}: {format_count(size)} parameters, {metric} {quality.with_interval()}",
+                on_front=not any(all(map(operator.ge, other, rank)) and other != rank for other in ranks),
+            )
+        )  # fmt: skip
     better = f"fewer parameters to the left, and {'more' if sign > 0 else 'less'} {metric} is better"
-    others = [run.name for run in runs if all(run is not other for other, _, _ in places)]
-    left_out = f" Measured otherwise, and so not in the plot: {', '.join(others)}." if others else ""
-    said = f"On the line is what no other run betters: {better}.{left_out}"
     return joined(
-        el("p", said),
+        el("p", f"On the line is what no other betters: {better}.{_left_out(alike)}"),
         scatter(points, title="Quality and size", x_title="parameters", y_title=metric, write_x=format_count),
     )
+
+
+def _left_out(alike: MeasuredAlike) -> str:
+    """Which runs are not in the plot, and why."""
+    named = ", ".join(f"{run.name} ({reason})" for run, reason in alike.why_not)
+    return f" Not comparable with these, and so not in the plot: {named}." if named else ""
+
+
+def _again(run: ReportedRun) -> Html:
+    """The command that makes the run again."""
+    return el("details", el("summary", "Do it again"), el("pre", el("code", run.record["command"])))
