@@ -94,11 +94,13 @@ def test_a_command_whose_paths_were_shortened_says_so_and_another_does_not():
 
 def test_what_a_perplexity_stands_on_is_said_beside_it():
     """The error of a perplexity is that of its logarithm times it: 25 · 0.05."""
-    pruned = {"perplexity": 25.0, "window": 256, "nll_stderr": 0.05}
-    measured = {**RECORD, "eval_data": {"spec": "python-docs", "sequences": 24}, "metrics": {"pruned": pruned}}
+    dense, pruned = ({"perplexity": value, "window": 256, "nll_stderr": 0.05} for value in (20.0, 25.0))
+    metrics = {"dense": dense, "pruned": pruned}
+    measured = {**RECORD, "eval_data": {"spec": "python-docs", "sequences": 24}, "metrics": metrics}
     assert (
-        "measured on `python-docs`, 24 windows of 256 tokens that nothing was chosen or trained on, the pruned model's within "
-        "± 1.25 (one standard error)." in model_card(measured, "org/base")
+        "measured on `python-docs`, 24 windows of 256 tokens that nothing was chosen or trained on; one standard error: "
+        "dense ± 1.00, pruned ± 1.25, of each alone (the windows are the same, so their difference is surer)."
+        in model_card(measured, "org/base")
     )
     assert "measured on `python-docs`." in model_card(RECORD, "org/base")
 

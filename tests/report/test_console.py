@@ -7,11 +7,17 @@ import sys
 import pytest
 from rich.console import Console
 
-from secateur.report.comparison import compared, doubt_of_speed, format_bytes, format_count, format_number
+from secateur.report.comparison import (
+    compared,
+    difference_in_words,
+    doubt_of_speed,
+    format_bytes,
+    format_count,
+    format_number,
+)
 from secateur.report.console import (
     RichProgress,
     comparison_table,
-    difference_in_words,
     generations_table,
     results_console,
     score_bars,

@@ -44,10 +44,19 @@ def test_the_verdict_equals_the_sentence_by_hand() -> None:
         "of a.txt, the dense model was not; it has 30 % fewer parameters and 1.30× the speed of writing on this machine."
     )
     assert verdict(tuned(0.8, 0.85)) == (
-        "2 of 6 layers were removed by elder: its accuracy is 0.800, where the dense model, fine-tuned alike, has 0.850; "
-        "it has 30 % fewer parameters."
+        "2 of 6 layers were removed by elder: its accuracy is 0.800 (95 % 0.700 to 0.900, 300 items), where the dense model, "
+        "fine-tuned alike, has 0.850; it has 30 % fewer parameters."
     )
     assert "perplexity fell from 20.00 to 19.00 (−5.0 %)" in verdict(run(metrics__pruned__perplexity=19.0))
+
+
+def test_the_verdict_says_a_large_change_as_the_table_does_and_what_chance_gives() -> None:
+    large = run(metrics__dense__perplexity=58.99, metrics__pruned__perplexity=192.2)
+    assert "perplexity rose from 58.99 to 192.2 (×3.3)" in verdict(large)
+    assert "<td>×3.3</td>" in report_page([large])
+    task = tuned(0.8, 0.85)
+    task.record["metrics"]["pruned"]["task"]["chance"] = 0.5
+    assert "0.800 (95 % 0.700 to 0.900, 300 items, chance alone 0.500)" in verdict(task)
 
 
 def test_a_speed_in_doubt_is_not_in_the_verdict_and_is_said_beside_the_speeds() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 __all__ = [
     "MISSING",
     "ComparedRow",
+    "change_in_words",
     "compared",
+    "difference_in_words",
     "doubt_of_speed",
     "format_bytes",
     "format_count",
@@ -83,13 +85,19 @@ def measured_in_words(record: Mapping[str, Any]) -> str:
     window, windows = pruned.get("window"), text.get("sequences")
     if not (window and windows):
         return ""
-    error = pruned.get("nll_stderr")
-    sure = (
-        f", the pruned model's within ± {format_number(pruned['perplexity'] * error)} (one standard error)"
-        if error
-        else ""
+    return (
+        f", {windows:,} windows of {window:,} tokens that nothing was chosen or trained on{_errors(record['metrics'])}"
     )
-    return f", {windows:,} windows of {window:,} tokens that nothing was chosen or trained on{sure}"
+
+
+def _errors(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The standard errors of the perplexities; those of their difference, on the same windows, are not in a record."""
+    models = ((name, metrics.get(name) or {}) for name in ("dense", "pruned"))
+    known = [(name, each["perplexity"] * each["nll_stderr"]) for name, each in models if each.get("nll_stderr")]
+    if not known:
+        return ""
+    said = ", ".join(f"{name} ± {format_number(error)}" for name, error in known)
+    return f"; one standard error: {said}, of each alone (the windows are the same, so their difference is surer)"
 
 
 def cached_generation_in_words(proof: Mapping[str, Any]) -> str:
@@ -114,13 +122,34 @@ def recovered_in_words(record: Mapping[str, Any]) -> str | None:
     return f"recovered ({recovery['kind']}) on {recovery['tokens']:,} tokens: perplexity {before} → {after}"
 
 
+def difference_in_words(metrics: Mapping[str, Mapping[str, Any]], difference: Mapping[str, float], than: str) -> str:
+    """The pruned model against another on the same items, with the 95 % interval of the difference."""
+    task = metrics["pruned"]["task"]
+    scale, unit = (100, " points") if task["metric"] != "perplexity" else (1, "")
+    size, low, high = (scale * difference[name] for name in ("difference", "low", "high"))
+    if size:
+        better = "better" if (size > 0) == task["greater_is_better"] else "worse"
+        said = f"{_signed(abs(size))[1:]}{unit} {better} than"
+    else:
+        said = "the same as"
+    verdict = ", more than chance explains" if low > 0 or high < 0 else ", which may be chance" if size else ""
+    return f"pruned and fine-tuned it is {said} {than} on the same items (95 %: {_signed(low)} to {_signed(high)}){verdict}"
+
+
+def _signed(value: float) -> str:
+    """A difference with a decimal, or a figure where that would be none."""
+    if math.isnan(value):
+        return MISSING
+    return f"{value:+.1g}" if 0 < abs(value) < 0.05 else f"{value:+.1f}"
+
+
 def _row(label: str, dense: Any, pruned: Any, write: Callable[[float], str]) -> ComparedRow:
     before, after = _number(dense), _number(pruned)
     return ComparedRow(
         metric=label,
         dense=MISSING if before is None else write(before),
         pruned=MISSING if after is None else write(after),
-        change=_change(before, after),
+        change=change_in_words(before, after),
     )
 
 
@@ -130,7 +159,7 @@ def _number(value: Any) -> float | None:
     return value
 
 
-def _change(before: float | None, after: float | None) -> str:
+def change_in_words(before: float | None, after: float | None) -> str:
     """A signed percentage; beyond three times as much, the factor."""
     if before is None or after is None or not before or not math.isfinite(before) or not math.isfinite(after):
         return MISSING

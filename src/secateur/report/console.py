@@ -22,6 +22,7 @@ from secateur.report.comparison import (
     MISSING,
     cached_generation_in_words,
     compared,
+    difference_in_words,
     doubt_of_speed,
     format_count,
     format_number,
@@ -31,7 +32,6 @@ from secateur.report.comparison import (
 __all__ = [
     "RichProgress",
     "comparison_table",
-    "difference_in_words",
     "generations_table",
     "message_console",
     "results_console",
@@ -333,27 +333,6 @@ def task_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
             MISSING if speed is None else format_number(speed),
         )
     return table
-
-
-def difference_in_words(metrics: Mapping[str, Mapping[str, Any]], difference: Mapping[str, float], than: str) -> str:
-    """The pruned model against another on the same items, with the 95 % interval of the difference."""
-    task = metrics["pruned"]["task"]
-    scale, unit = (100, " points") if task["metric"] != "perplexity" else (1, "")
-    size, low, high = (scale * difference[name] for name in ("difference", "low", "high"))
-    if size:
-        better = "better" if (size > 0) == task["greater_is_better"] else "worse"
-        said = f"{_signed(abs(size))[1:]}{unit} {better} than"
-    else:
-        said = "the same as"
-    verdict = ", more than chance explains" if low > 0 or high < 0 else ", which may be chance" if size else ""
-    return f"pruned and fine-tuned it is {said} {than} on the same items (95 %: {_signed(low)} to {_signed(high)}){verdict}"
-
-
-def _signed(value: float) -> str:
-    """A difference with a decimal, or a figure where that would be none."""
-    if math.isnan(value):
-        return MISSING
-    return f"{value:+.1g}" if 0 < abs(value) < 0.05 else f"{value:+.1f}"
 
 
 def _interval(low: float, high: float) -> str:

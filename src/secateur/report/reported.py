@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import DataError
-from secateur.report.comparison import doubt_of_speed, format_number
+from secateur.report.comparison import change_in_words, doubt_of_speed, format_number
 from secateur.report.weights import changed_in_words
 
 __all__ = ["Quality", "ReportedRun", "load_run", "ratio", "verdict"]
@@ -139,14 +139,25 @@ def _cost(run: ReportedRun) -> str:
         if "dense_tuned" in metrics:
             other, against = "dense_tuned", "the dense model, fine-tuned alike,"
         before = Quality.on_task(metrics[other]["task"])
-        return f"its {quality.metric} is {quality.write()}, where {against} has {before.write()}"
+        sure = f" ({_sureness(quality, run.pruned['task'])})"
+        return f"its {quality.metric} is {quality.write()}{sure}, where {against} has {before.write()}"
     change = ratio(run.dense, run.pruned, "perplexity")
     if change is None:
         return "what it cost was not measured"
     way = "rose" if change >= 1 else "fell"
     before_and_after = (format_number(model["perplexity"]) for model in (run.dense, run.pruned))
-    percent = f"{100 * (change - 1):+.1f} %".replace("-", "−")
-    return f"perplexity {way} from {' to '.join(before_and_after)} ({percent})"
+    size = change_in_words(run.dense["perplexity"], run.pruned["perplexity"])
+    return f"perplexity {way} from {' to '.join(before_and_after)} ({size})"
+
+
+def _sureness(quality: Quality, task: Mapping[str, Any]) -> str:
+    """The interval of a task's figure, its items, and what chance alone gives."""
+    known = quality.low is not None and quality.high is not None
+    parts = [f"95 % {quality.write(quality.low)} to {quality.write(quality.high)}"] if known else []
+    parts.append(f"{task['num_items']:,} items")
+    if task.get("chance") is not None:
+        parts.append(f"chance alone {quality.write(task['chance'])}")
+    return ", ".join(parts)
 
 
 def _bought(run: ReportedRun) -> str:

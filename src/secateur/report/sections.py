@@ -12,6 +12,7 @@ from secateur.report.comparison import (
     MISSING,
     cached_generation_in_words,
     compared,
+    difference_in_words,
     doubt_of_speed,
     format_number,
     layer_ranges,
@@ -19,9 +20,10 @@ from secateur.report.comparison import (
 )
 from secateur.report.html import Html, el, joined, table, unbroken
 from secateur.report.reported import Quality, ReportedRun, ratio, verdict
+from secateur.report.severity import severity
 from secateur.report.weights import dense_in_words, weight_changes
 
-__all__ = ["layers_of", "sections"]
+__all__ = ["judged", "layers_of", "sections"]
 
 
 def sections(run: ReportedRun) -> list[Html]:
@@ -48,10 +50,18 @@ def sections(run: ReportedRun) -> list[Html]:
 def _heading(run: ReportedRun) -> Html:
     return joined(
         el("h1", run.name),
-        el("p", unbroken(verdict(run)), class_="verdict"),
+        judged(run),
         el("p", "Removed (counted from 0): ", el("strong", layer_ranges(run.record["dropped"])), " of ",
            el("code", Path(str(run.record["model"]["id"])).name), "."),
     )  # fmt: skip
+
+
+def judged(run: ReportedRun) -> Html:
+    """The verdict, with a word for how grave the loss is."""
+    grave = severity(run)
+    if grave is None:
+        return el("p", unbroken(verdict(run)), class_="verdict")
+    return el("p", el("strong", grave.label, "."), " ", unbroken(verdict(run)), class_=f"verdict {grave.kind}")
 
 
 def _dense_and_pruned(run: ReportedRun) -> Html:
@@ -62,7 +72,21 @@ def _dense_and_pruned(run: ReportedRun) -> Html:
     ]
     text, on = (run.record.get("eval_data") or {}).get("spec"), measured_in_words(run.record)
     caption = f"Both models; perplexity on {text}{on}" if text and on else "Both models"
-    return joined(table(["measured", "dense", "pruned", "change"], rows, caption=caption), _on_task(run))
+    return joined(
+        table(["measured", "dense", "pruned", "change"], rows, caption=caption), _on_task(run), _judgement(run)
+    )
+
+
+def _judgement(run: ReportedRun) -> Html:
+    """What the word for the loss means, and the difference on a task with its interval."""
+    found, grave = run.record.get("comparison") or {}, severity(run)
+    said = []
+    for name, words in (("dense_tuned", "the dense model, fine-tuned alike"), ("dense", "the dense model as it came")):
+        if name in found:
+            difference = difference_in_words(run.record["metrics"], found[name], words)
+            said.append(f"{difference[0].upper()}{difference[1:]}.")
+    said += [grave.rule] if grave else []
+    return el("p", " ".join(said)) if said else Html("")
 
 
 def _on_task(run: ReportedRun) -> Html:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from secateur.report.charts import Point, scatter
 from secateur.report.comparability import MeasuredAlike, measured_alike
 from secateur.report.comparison import MISSING, format_count
-from secateur.report.html import Html, el, joined, table, unbroken
-from secateur.report.reported import ReportedRun, ratio, verdict
-from secateur.report.sections import layers_of
+from secateur.report.html import Html, el, joined, table
+from secateur.report.reported import ReportedRun, ratio
+from secateur.report.sections import judged, layers_of
 
 __all__ = ["side_by_side"]
 
@@ -26,7 +26,7 @@ def side_by_side(runs: Sequence[ReportedRun]) -> list[Html]:
         el("section", el("h1", f"{len(runs)} runs"), table(head, rows, caption=_caption(runs))),
         el("section", el("h2", "What quality costs"), _pareto(alike)),
         *(
-            el("section", el("h2", run.name), el("p", unbroken(verdict(run)), class_="verdict"), layers_of(run), _again(run))
+            el("section", el("h2", run.name), judged(run), layers_of(run), _again(run))
             for run in runs
         ),
     ]  # fmt: skip
