@@ -39,7 +39,7 @@ PAGE = HERE.parent / "docs" / "reliability.md"
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 TIMES = {"timings", "created", "peak_memory_bytes", "seconds", "command", "began", "prefill_tokens_per_second",
-         "decode_tokens_per_second"}  # fmt: skip
+         "decode_tokens_per_second", "prefill_tokens_per_second_by_turn", "decode_tokens_per_second_by_turn"}  # fmt: skip
 RECORDS = {"record.json", "request.json", "adapter_config.json"}
 PATIENCE = 120.0
 LAYERS = ("--drop", "2")

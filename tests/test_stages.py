@@ -36,10 +36,12 @@ def test_speeds_are_tokens_over_median_seconds_of_as_many_tokens_as_the_context_
     if not new_tokens:
         assert dense == pruned == {}
         return
-    for metrics, median in ((dense, 2.0), (pruned, 4.0)):
+    for metrics, median, turns in ((dense, 2.0, (2.0, 1.0, 9.0)), (pruned, 4.0, (4.0, 5.0, 3.0))):
         assert metrics == {
             "prefill_tokens_per_second": prompt_tokens / median,
             "decode_tokens_per_second": new_tokens / (2 * median),
+            "prefill_tokens_per_second_by_turn": [prompt_tokens / turn for turn in turns],
+            "decode_tokens_per_second_by_turn": [new_tokens / (2 * turn) for turn in turns],
         }
 
 

@@ -258,8 +258,10 @@ def add_speed(dense: dict[str, Any], pruned: dict[str, Any], model: Any, pruned_
     settings = SpeedSettings(prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_sizes=(1,), repeats=3)
     for measured in measure_speed(models, settings, progress=progress).values():
         for metrics, name in ((dense, "dense"), (pruned, "pruned")):
-            metrics["prefill_tokens_per_second"] = prompt_tokens / median(laps.prefill for laps in measured[name])
-            metrics["decode_tokens_per_second"] = new_tokens / median(laps.decode for laps in measured[name])
+            for way, tokens in (("prefill", prompt_tokens), ("decode", new_tokens)):
+                seconds = [getattr(laps, way) for laps in measured[name]]
+                metrics[f"{way}_tokens_per_second"] = tokens / median(seconds)
+                metrics[f"{way}_tokens_per_second_by_turn"] = [tokens / each for each in seconds]
 
 
 def handed_over(out: str | Path) -> Pruned:

@@ -116,7 +116,7 @@ def test_a_speed_in_doubt_stands_below_the_table():
     speeds = {"dense": {"num_layers": 30, "decode_tokens_per_second": 10.0}, "pruned": {"num_layers": 24}}
     speeds["pruned"]["decode_tokens_per_second"] = 24.0
     text = model_card({**RECORD, "metrics": speeds}, "org/base")
-    assert "measured on `python-docs`. The speed is in doubt: 2.4 times as fast was measured" in text
+    assert "measured on `python-docs`. The speed is in doubt: 2.40 times as fast was measured" in text
     assert "The speed is in doubt" not in model_card(RECORD, "org/base")
 
 

@@ -14,6 +14,7 @@ from secateur.report.comparison import (
     format_bytes,
     format_count,
     format_number,
+    speed_ups,
 )
 from secateur.report.console import (
     RichProgress,
@@ -97,9 +98,11 @@ def with_speeds(layers, parameters, prefill, decode):
     ("metrics", "said"),
     [
         (with_speeds(24, 80.0, 12.5, 12.5), None),  # the ideal
-        (with_speeds(24, 80.0, 12.5, 15.6), None),  # 1.25 times that
-        (with_speeds(24, 80.0, 12.5, 15.7), "1.6 times as fast was measured, where the smaller model explains 1.2 times"),
-        (with_speeds(24, 80.0, 24.0, 12.5), "2.4 times as fast was measured, where the smaller model explains 1.2 times"),
+        (with_speeds(24, 80.0, 12.5, 13.7), None),  # 1.1 times that
+        (with_speeds(24, 80.0, 12.5, 13.8), "1.38 times as fast was measured, where the smaller model explains 1.25 times"),
+        (with_speeds(24, 80.0, 24.0, 12.5), "2.40 times as fast was measured, where the smaller model explains 1.25 times"),
+        (with_speeds(24, 80.0, 12.5, 9.2), "writing, the smaller model was measured at 0.92 times the speed"),
+        (with_speeds(30, 100.0, 9.9, 9.9), None),  # as large
         (with_speeds(15, 80.0, 20.0, 20.0), None),  # where starting a layer takes the time
         (with_speeds(24, 80.0, None, None), None),
         (with_speeds(None, None, 90.0, 90.0), None),  # nothing to hold it to
@@ -110,6 +113,20 @@ def with_speeds(layers, parameters, prefill, decode):
 def test_a_speed_that_the_smaller_model_does_not_explain_is_in_doubt(metrics, said):
     doubt = doubt_of_speed(metrics)
     assert (doubt is None) if said is None else (said in doubt)
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"), [((12.0, 12.5, 14.0), None), ((10.5, 12.5, 14.0), "1.05 to 1.40 times as fast")]
+)
+def test_turns_that_differ_by_more_than_a_quarter_are_in_doubt(turns, said):
+    metrics = with_speeds(24, 80.0, 12.5, 12.5)
+    metrics["dense"]["decode_tokens_per_second_by_turn"] = [10.0, 10.0, 10.0]
+    metrics["pruned"]["decode_tokens_per_second_by_turn"] = list(turns)
+    doubt = doubt_of_speed(metrics)
+    assert (doubt is None) if said is None else (f"writing was {said}, from one turn to the next" in doubt)
+    reading, writing = speed_ups(metrics)
+    assert reading.in_words() == "1.25×"
+    assert writing.in_words() == f"1.25× ({turns[0] / 10:.2f} to 1.40)"
 
 
 def test_comparison_has_all_rows_and_marks_what_is_missing():

@@ -64,6 +64,7 @@ def test_a_speed_in_doubt_is_not_in_the_verdict_and_is_said_beside_the_speeds() 
     assert verdict(doubted).endswith("; it has 30 % fewer parameters.")
     assert "The speed is in doubt" in report_page([doubted])
     assert "The speed is in doubt" not in report_page([run()])
+    assert "100.00× (in doubt)" in report_page([doubted, run("b")])
 
 
 def test_text_of_strangers_is_text_and_no_markup() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "MISSING",
     "ComparedRow",
+    "SpeedUp",
     "change_in_words",
     "compared",
     "difference_in_words",
@@ -20,13 +21,16 @@ __all__ = [
     "layer_ranges",
     "measured_in_words",
     "recovered_in_words",
+    "speed_ups",
 ]
 
 MISSING = "–"
 """Stands for a value that was not measured."""
 
 
-_PLAUSIBLE = 1.25  # times what the smaller model explains
+_PLAUSIBLE = 1.1  # times what the smaller model explains
+_STEADY = 1.25  # the fastest turn against the slowest
+_AGAIN = "Other programs ran meanwhile, it seems; secateur bench measures it again."
 
 
 @dataclass(frozen=True)
@@ -51,28 +55,69 @@ def compared(metrics: Mapping[str, Mapping[str, Any]]) -> list[ComparedRow]:
     return [_row(label, dense.get(key), pruned.get(key), write) for key, (label, write) in _METRICS.items()]
 
 
-def doubt_of_speed(metrics: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """A sentence where a speed-up was measured that the smaller model does not explain; None if all are plausible.
+@dataclass(frozen=True, kw_only=True)
+class SpeedUp:
+    """How many times the dense model's speed the pruned one has, at one thing that it does."""
 
-    Time follows the parameters where reading them takes it, and the layers where starting each does: the larger of the two
-    ratios is taken. What is far beyond came from other programs, which ran while the dense model was measured.
+    way: str
+    dense: float
+    pruned: float
+    turns: tuple[float, ...] = ()
+    """The ratio of each turn, in which both were measured one right after the other; empty in older records."""
+
+    @property
+    def ratio(self) -> float:
+        """Of the medians over the turns."""
+        return self.pruned / self.dense
+
+    def in_words(self) -> str:
+        """With the range over the turns, where they are known: `1.50× (1.32 to 1.61)`."""
+        spread = f" ({min(self.turns):.2f} to {max(self.turns):.2f})" if self.turns else ""
+        return f"{self.ratio:.2f}×{spread}"
+
+
+def speed_ups(metrics: Mapping[str, Mapping[str, Any]]) -> list[SpeedUp]:
+    """Reading a prompt and writing, as far as they were measured.
 
     Args:
         metrics: the record's `metrics`.
     """
     dense, pruned = metrics.get("dense") or {}, metrics.get("pruned") or {}
+    found = []
+    for key, way in (("prefill_tokens_per_second", "reading a prompt"), ("decode_tokens_per_second", "writing")):
+        if dense.get(key) and pruned.get(key):
+            pairs = zip(dense.get(f"{key}_by_turn") or (), pruned.get(f"{key}_by_turn") or (), strict=False)
+            turns = tuple(fast / slow for slow, fast in pairs)
+            found.append(SpeedUp(way=way, dense=dense[key], pruned=pruned[key], turns=turns))
+    return found
 
-    def ratios(under: Mapping[str, Any], over: Mapping[str, Any], *names: str) -> list[float]:
-        return [over[name] / under[name] for name in names if over.get(name) and under.get(name)]
 
-    explained = max(ratios(pruned, dense, "num_parameters", "num_layers"), default=math.inf)
-    found = max(ratios(dense, pruned, "prefill_tokens_per_second", "decode_tokens_per_second"), default=0.0)
-    if found <= _PLAUSIBLE * explained:
+def doubt_of_speed(metrics: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """A sentence where the speeds say more of the machine's other programs than of the models; None if all are plausible.
+
+    Time follows the parameters where reading them takes it, and the layers where starting each does: the larger of the two
+    ratios is taken. In doubt is what is beyond that by more than a tenth, what is slower though smaller, and what differs from
+    turn to turn by more than a quarter.
+
+    Args:
+        metrics: the record's `metrics`.
+    """
+    dense, pruned = metrics.get("dense") or {}, metrics.get("pruned") or {}
+    smaller = [
+        dense[name] / pruned[name] for name in ("num_parameters", "num_layers") if dense.get(name) and pruned.get(name)
+    ]
+    explained, found = max(smaller, default=math.inf), speed_ups(metrics)
+    fastest = max((each.ratio for each in found), default=0.0)
+    if fastest > _PLAUSIBLE * explained:
+        said = f"{fastest:.2f} times as fast was measured, where the smaller model explains {explained:.2f} times"
+    elif slow := [each for each in found if smaller and each.ratio < 1 < explained]:
+        said = f"{slow[0].way}, the smaller model was measured at {slow[0].ratio:.2f} times the speed"
+    elif unsteady := [each for each in found if each.turns and max(each.turns) > _STEADY * min(each.turns)]:
+        least, most = min(unsteady[0].turns), max(unsteady[0].turns)
+        said = f"{unsteady[0].way} was {least:.2f} to {most:.2f} times as fast, from one turn to the next"
+    else:
         return None
-    return (
-        f"The speed is in doubt: {found:.1f} times as fast was measured, where the smaller model explains {explained:.1f} times. "
-        "Other programs ran meanwhile, it seems; secateur bench measures it again."
-    )
+    return f"The speed is in doubt: {said}. {_AGAIN}"
 
 
 def measured_in_words(record: Mapping[str, Any]) -> str:

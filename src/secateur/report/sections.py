@@ -17,6 +17,7 @@ from secateur.report.comparison import (
     format_number,
     layer_ranges,
     measured_in_words,
+    speed_ups,
 )
 from secateur.report.html import Html, el, joined, table, unbroken
 from secateur.report.reported import Quality, ReportedRun, ratio, verdict
@@ -248,19 +249,18 @@ def _training(run: ReportedRun) -> Html:
 
 
 def _speed(run: ReportedRun) -> Html:
-    dense, pruned = run.dense, run.pruned
-    ideal = ratio(pruned, dense, "num_parameters")
-    rows: list[list[object]] = []
-    for key, name in (("prefill_tokens_per_second", "reading a prompt"), ("decode_tokens_per_second", "writing")):
-        faster = ratio(dense, pruned, key)
-        if faster is not None:
-            rows.append([name, format_number(dense[key]), format_number(pruned[key]), f"{faster:.2f}×",
-                         MISSING if ideal is None else f"{ideal:.2f}×"])  # fmt: skip
+    ideal = ratio(run.pruned, run.dense, "num_parameters")
+    rows: list[list[object]] = [
+        [each.way, format_number(each.dense), format_number(each.pruned), each.in_words(),
+         MISSING if ideal is None else f"{ideal:.2f}×"]
+        for each in speed_ups(run.record["metrics"])
+    ]  # fmt: skip
     if not rows:
         return Html("")
     note = (
         "The ideal is the ratio of the parameters; reading a prompt can be beyond it, as the head runs for its last token alone. "
-        "One sequence, measured in turn; secateur bench measures more, against operations and bytes."
+        "One sequence; the median of three turns, in each of which both were measured, with their range where it is known; "
+        "secateur bench measures more, against operations and bytes."
     )
     head = ["what it does", "dense, tokens/s", "pruned, tokens/s", "times as fast", "ideal"]
     doubt = doubt_of_speed(run.record["metrics"])

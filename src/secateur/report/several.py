@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from secateur.report.charts import Point, scatter
 from secateur.report.comparability import MeasuredAlike, measured_alike
-from secateur.report.comparison import MISSING, format_count
+from secateur.report.comparison import MISSING, doubt_of_speed, format_count
 from secateur.report.html import Html, el, joined, table
 from secateur.report.reported import ReportedRun, ratio
 from secateur.report.sections import judged, layers_of
@@ -44,10 +44,11 @@ def _row(run: ReportedRun, metric: str, alike: MeasuredAlike) -> list[object]:
     if quality is not None and quality.metric != metric:
         said += f" ({quality.metric})"
     size = run.pruned.get("num_parameters")
-    reason = alike.reason(run)
+    reason, doubted = alike.reason(run), " (in doubt)" if doubt_of_speed(run.record["metrics"]) else ""
     return [
         run.name, run.record["method"]["name"], len(run.record["dropped"]), MISSING if size is None else format_count(size),
-        said, MISSING if speed is None else f"{speed:.2f}×", *([f"no: {reason}" if reason else "yes"] if alike.why_not else []),
+        said, MISSING if speed is None else f"{speed:.2f}×{doubted}",
+        *([f"no: {reason}" if reason else "yes"] if alike.why_not else []),
     ]  # fmt: skip
 
 
