@@ -92,11 +92,24 @@ def blocks(num_layers: int = 32, drop: int = 8) -> ReportedRun:
     return ReportedRun(name=made.name, record=made.record, plan={"provenance": {"distances": distances}})
 
 
+def thirty() -> ReportedRun:
+    """As many layers as the sample model has, every fifth of them dropped, and the first far above the others."""
+    scores = [40.0, *((7 * layer % 29 + 1) / 10 for layer in range(1, 30))]
+    return run("thirty", model__num_layers=30, scores=scores, dropped=list(range(3, 30, 5)))
+
+
 PAGES: dict[str, list[ReportedRun]] = {
     "one run": [run()],
+    "thirty layers": [thirty()],
     "a block": [blocks()],
     "a task": [tuned(0.8, 0.85)],
     "a large model": [large("a-run-whose-name-is-long-enough-to-be-broken-on-a-phone")],
+    "runs of one size": [
+        run("elder", metrics__pruned__perplexity=25.02),
+        run("shortgpt-with-lora", metrics__pruned__perplexity=25.0),
+        run("sleb", metrics__pruned__perplexity=25.01),
+        run("random", metrics__pruned__perplexity=44.0),
+    ],
     "several runs": [
         run("a"),
         large("elder-with-recovery-25-percent"),

@@ -15,7 +15,7 @@ from secateur.report.page import report_page
 
 Element = ElementTree.Element
 STYLE = (files("secateur.report") / "static" / "page.css").read_text(encoding="utf-8")
-TEXTS = [("ink", "ground"), ("soft", "ground"), ("ink", "panel")]
+TEXTS = [("ink", "ground"), ("soft", "ground"), ("ink", "panel"), ("gone", "ground")]
 DRAWN = ["accent", "gone", "merged", "curve-1", "curve-2", "curve-3", "soft"]  # bars, lines, points, borders of buttons
 
 

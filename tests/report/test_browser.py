@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from audit import AXE, GRAVE, findings, views
 from browser import CHROMIUM, Page, browser
-from made_up_runs import PAGES, run
+from made_up_runs import PAGES, run, thirty
 
 from secateur.report.page import report_page
 
@@ -17,12 +17,13 @@ needs_axe = pytest.mark.skipif(
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
-CLIPPED = """[...document.querySelectorAll("svg text")].filter((text) => {
+CLIPPED = """[...document.querySelectorAll("svg text")].filter((text) => text.getClientRects().length).filter((text) => {
   const inner = text.getBoundingClientRect(), outer = text.closest("svg").getBoundingClientRect();
   return inner.left < outer.left || inner.right > outer.right || inner.top < outer.top || inner.bottom > outer.bottom;
 }).map((text) => text.textContent)"""
 OVERLAPPING = """[...document.querySelectorAll("svg")].flatMap((svg) => {
-  const boxes = [...svg.querySelectorAll("text.tick, text.axis")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+  const boxes = [...svg.querySelectorAll("text.tick, text.axis, text.value, text.name")]
+    .filter((text) => text.getClientRects().length).map((text) => [text.textContent, text.getBoundingClientRect()]);
   const beside = (one, other) => one.right <= other.left || other.right <= one.left;
   const above = (one, other) => one.bottom <= other.top + 3 || other.bottom <= one.top + 3;  // boxes are higher than letters
   return boxes.flatMap(([name, one], place) => boxes.slice(place + 1)
@@ -105,6 +106,19 @@ def test_a_button_puts_the_bars_in_the_order_of_their_scores(tab: Page, folder: 
     tab.value("document.querySelector('[data-order=value]').click()")
     assert tab.value(order) == list("304215")
     assert tab.value("document.querySelector('[data-order=value]').ariaPressed") == "true"
+
+
+def test_every_layer_keeps_its_number_in_the_order_of_the_scores(tab: Page, folder: Path) -> None:
+    numbers = (
+        "[...document.querySelectorAll('.explore .mark .tick')].filter((text) => text.getClientRects().length)"
+        ".map((text) => [text.getBoundingClientRect().left, text.textContent]).sort(([a], [b]) => a - b).map(([, text]) => text)"
+    )
+    scores = thirty().record["scores"]
+    for view in views(tab, folder / "thirty layers.html"):
+        assert tab.value(numbers) == [str(layer) for layer in range(30)], view
+        tab.value("document.querySelector('[data-order=value]').click()")
+        assert tab.value(numbers) == [str(layer) for layer in sorted(range(30), key=lambda layer: -scores[layer])], view
+        assert tab.value(OVERLAPPING) == [], view
 
 
 def test_only_what_scrolls_is_a_stop_of_the_tab_key(tab: Page, folder: Path) -> None:

@@ -140,6 +140,40 @@ def test_values_of_many_sizes_are_drawn_by_their_logarithm() -> None:
     assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0], abs=0.2)
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([900.0, *range(10, 39)], "broken"),
+        ([40.0] * 4 + [0.5] * 6, "logarithmic"),
+        ([0.4, 0.5, 1.0, 1.0, 0.0], ""),
+        ([-1.0, 2.0, 3.0], ""),
+    ],
+)
+def test_one_bar_far_above_the_others_is_broken_and_many_make_the_axis_logarithmic(
+    values: list[float], kind: str
+) -> None:
+    given = [Bar(label="", value=v, says="", shown=f"{v:g}") for v in values]
+    svg = bars(given, title="t", x_title="", y_title="score")
+    assert ("logarithmic" in svg) == (kind == "logarithmic")
+    assert svg.count('class="break"') == ("cut off" in svg) == (kind == "broken")
+    if kind == "broken":
+        heights = [height_of(mark) for mark in marks_of(svg)]
+        assert heights[0] == max(heights)
+        assert heights[-1] > 0.8 * heights[0]
+        assert marks_of(svg)[0].findall("text")[0].text == "900"
+
+
+def test_every_bar_has_its_value_beside_it_where_there_is_room() -> None:
+    def shown(count: int) -> list[str]:
+        given = [Bar(label=str(v), value=v, says="", shown=f"is {v}") for v in range(count)]
+        marks = marks_of(bars(given, title="t", x_title="", y_title=""))
+        return [text.text for mark in marks for text in mark.findall("text") if text.get("class").startswith("value")]
+
+    assert shown(3) == ["is 0", "is 1", "is 2"]
+    assert shown(30) == [f"is {layer}" for layer in range(30)]
+    assert shown(80) == []
+
+
 def test_a_line_goes_from_the_lower_left_to_the_upper_right_and_leaves_out_what_is_not_finite() -> None:
     svg = ElementTree.fromstring(lines([("c", [(0, 1.0), (1, math.nan), (2, 3.0)])], title="t", x_title="", y_title=""))  # noqa: S314
     points = [tuple(map(float, pair.split(","))) for pair in svg.find(".//polyline").get("points").split()]
@@ -288,6 +322,24 @@ def test_a_figure_says_how_sure_it_is() -> None:
     assert "25.00 ± 1.00" in report_page([measured, run("other")])
     task = tuned(0.8, 0.9)
     assert (task.quality.with_interval(), task.dense_quality.value) == ("0.800 (0.700 to 0.900)", 0.9)
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_names_of_points_of_one_size_and_nearly_one_height_are_spread(count: int) -> None:
+    points = [Point(label=f"run-{number}", x=7.0, y=20 + number / 1e4, says="") for number in range(count - 1)]
+    points.append(Point(label="far", x=9.0, y=40.0, says=""))
+    svg = ElementTree.fromstring(scatter(points, title="t", x_title="", y_title=""))  # noqa: S314
+    drawn = [
+        (group.find("circle"), group.find("text"), group.find("line"))
+        for group in svg.iter("g")
+        if "point" in group.get("class")
+    ]
+    sides = [(float(dot.get("cx")) < float(name.get("x")), float(name.get("y"))) for dot, name, _ in drawn]
+    for (one_side, one), (other_side, other) in itertools.combinations(sides[:-1], 2):
+        assert one_side != other_side or abs(one - other) >= 24
+    for dot, name, line in drawn:
+        moved = abs(float(dot.get("cy")) + 4 - float(name.get("y"))) > 0.01
+        assert moved == (line is not None)
 
 
 def test_scatter_of_one_point_and_of_none() -> None:

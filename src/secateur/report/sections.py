@@ -131,7 +131,9 @@ def layers_of(run: ReportedRun) -> Html:
             kind = "dropped" if target is None else "dropped merged"
             state = "dropped" if target is None else f"dropped, merged into layer {target}"
         shown = "none" if math.isnan(value) else format_small(value)
-        marks.append(Bar(label=str(layer), value=value, says=f"layer {layer}: score {shown}, {state}", kind=kind))
+        marks.append(
+            Bar(label=str(layer), value=value, says=f"layer {layer}: score {shown}, {state}", kind=kind, shown=shown)
+        )
         rows.append([layer, shown, state])
     chart = bars(marks, title="Score of each layer", x_title="layer", y_title="score")
     detail = el("p", "Point at a bar, or walk through them with the arrow keys.", class_="detail")
@@ -218,7 +220,8 @@ def _on_the_way(run: ReportedRun) -> Html:
         "pruned": run.pruned.get("perplexity"),
     }
     marks = [
-        Bar(label=name, value=value, says=f"{name}: {format_number(value)}", kind="kept" if name == "dense" else "stage")
+        Bar(label=name, value=value, says=f"{name}: {format_number(value)}", shown=format_number(value),
+            kind="dense" if name == "dense" else "stage")
         for name, value in stages.items()
         if value is not None
     ]  # fmt: skip

@@ -5,6 +5,7 @@ for (const part of document.querySelectorAll(".explore")) {
   if (!svg) continue;
   const marks = [...svg.querySelectorAll(".mark")];
   const places = marks.map((mark) => mark.getAttribute("transform"));
+  const rows = marks.map((mark) => mark.querySelector(".tick").getAttribute("class"));
   const detail = part.querySelector(".detail");
   const buttons = [...part.querySelectorAll("button[data-order]")];
   let shown = marks.slice();
@@ -12,7 +13,10 @@ for (const part of document.querySelectorAll(".explore")) {
   const arrange = (order) => {
     shown = marks.slice();
     if (order === "value") shown.sort((a, b) => Number(b.dataset.value) - Number(a.dataset.value));
-    shown.forEach((mark, place) => mark.setAttribute("transform", places[place]));
+    shown.forEach((mark, place) => {
+      mark.setAttribute("transform", places[place]);
+      mark.querySelector(".tick").setAttribute("class", rows[place]);
+    });
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.order === order));
   };
   const walk = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 1, ArrowUp: -1 };
