@@ -163,6 +163,29 @@ def test_shortlist_of_all_layers_chooses_as_the_loss_itself(
     assert elder.plan(decoder, windows, drop=3).order == Sleb(sequences=None).plan(decoder, windows, drop=3).order
 
 
+@pytest.mark.parametrize("selection", ["greedy", "joint"])
+def test_plan_tells_the_losses_that_decided_and_the_steps_of_its_weights(
+    decoder: Decoder, windows: TokenBatches, selection: Any
+) -> None:
+    elder = Elder(**{**FEW, "selection": selection, "joint_steps": 30, "shortlist": 2, "gate_sequences": None})
+    plan = elder.plan(decoder, windows, drop=2)
+    about = plan.provenance
+    assert about["weight_steps"] == ([3, 5] if selection == "greedy" else [*range(4, 29, 3), 30])
+    assert len(about["weights_by_round"]) == len(about["weight_steps"])
+    gone: list[int] = []
+    for layer, losses in zip(plan.order, about["shortlist_losses"], strict=True):
+        assert min(losses, key=losses.get) == str(layer)
+        with evaluating(decoder.model), torch.no_grad(), decoder.bypass([*gone, layer]):
+            assert losses[str(layer)] == pytest.approx(loss_of(decoder, windows).item(), rel=1e-5)
+        gone.append(layer)
+    assert (
+        Elder(**{**FEW, "selection": selection, "shortlist": 1})
+        .plan(decoder, windows, drop=2)
+        .provenance["shortlist_losses"]
+        == []
+    )
+
+
 def test_joint_weights_lie_on_the_budget_and_the_lowest_go(decoder: Decoder, windows: TokenBatches) -> None:
     plan = Elder(**{**FEW, **JOINT, "joint_steps": 12, "shortlist": 1}).plan(decoder, windows, drop=2)
     assert plan.scores is not None

@@ -98,9 +98,21 @@ def thirty() -> ReportedRun:
     return run("thirty", model__num_layers=30, scores=scores, dropped=list(range(3, 30, 5)))
 
 
+def nominated() -> ReportedRun:
+    """ELDeR where the loss decided among the three layers with the smallest weights, and not as the weights would have."""
+    made = run("nominated", dropped=[1, 2], scores=[0.4, 0.0, 0.0, 1.0, 0.9, 0.8], method__options={"shortlist": 2})
+    provenance = {
+        "weights_by_round": [[0.9, 0.8, 0.9, 1.0, 0.9, 0.9], [0.4, 0.25, 0.6, 1.0, 0.9, 0.8]],
+        "weight_steps": [4, 30],
+        "shortlist_losses": [{"0": 3.5, "1": 3.25, "2": 3.0}, {"0": 3.75, "1": 3.6875}],
+    }
+    return ReportedRun(name=made.name, record=made.record, plan={"order": [2, 1], "provenance": provenance})
+
+
 PAGES: dict[str, list[ReportedRun]] = {
     "one run": [run()],
     "thirty layers": [thirty()],
+    "a shortlist": [nominated()],
     "a block": [blocks()],
     "a task": [tuned(0.8, 0.85)],
     "a large model": [large("a-run-whose-name-is-long-enough-to-be-broken-on-a-phone")],

@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from made_up_runs import PLAN, RECORD, run, tuned
+from made_up_runs import PLAN, RECORD, nominated, run, tuned
 
 from secateur.cli import main
 from secateur.errors import DataError
@@ -103,6 +103,23 @@ def test_every_layer_is_marked_as_the_plan_says() -> None:
     assert marks[2].get("aria-label") == "layer 2: score 0.2, dropped, merged into layer 3"
     assert marks[5].get("aria-label") == "layer 5: score none, kept"
     assert [mark.get("tabindex") for mark in marks] == ["0", *["-1"] * 5]
+
+
+def test_what_decided_for_elder_is_the_shortlist_s_loss_and_the_bars_are_the_weights_as_learned() -> None:
+    page = parsed(report_page([nominated()]))
+    said = [mark.get("aria-label") for mark in page.iter("g") if (mark.get("aria-label") or "").startswith("layer ")]
+    assert said[:3] == ["layer 0: score 0.4, kept", "layer 1: score 0.25, dropped", "layer 2: score 0.6, dropped"]
+    (decided,) = (each for each in page.iter("table") if each.find("caption").text.startswith("What decided"))
+    rows = [[cell.text for cell in row] for row in decided.find("tbody")]
+    assert rows == [
+        ["1", "layer 2", "3.0000", "layer 1", "3.2500", "3"],
+        ["2", "layer 1", "3.6875", "layer 0", "3.7500", "2"],
+    ]
+    titles = [title.text for title in page.iter("title")]
+    assert "step 30, layer 1: 0.25" in titles
+    assert "step 4, layer 1: 0.8" in titles
+    (drawn,) = (each for each in page.iter("svg") if "step 30" in (each.get("aria-label") or ""))
+    assert [each.get("class") for each in drawn.iter("rect")].count("went") == 2
 
 
 def test_sections_without_anything_to_say_are_left_out() -> None:
@@ -200,7 +217,7 @@ def test_an_axis_has_three_to_seven_ticks_at_the_values_they_say(low: float, hig
 def test_a_heat_map_has_a_cell_a_step_and_layer_and_skips_steps_of_nothing() -> None:
     svg = ElementTree.fromstring(heat_map([[0.0, 0.0], [1.0, 0.25], [0.5, 2.0]], title="t", x_title="", y_title=""))  # noqa: S314
     cells = [cell.get("style") for cell in svg.iter("rect")]
-    assert cells == ["fill-opacity:1.00", "fill-opacity:0.50", "fill-opacity:0.50", "fill-opacity:1.00"]
+    assert cells == ["fill-opacity:1.00", "fill-opacity:0.25", "fill-opacity:0.25", "fill-opacity:1.00"]
     many = heat_map([[1.0]] * 500, title="t", x_title="", y_title="")
     assert many.count("<rect") == 60
 
@@ -208,7 +225,7 @@ def test_a_heat_map_has_a_cell_a_step_and_layer_and_skips_steps_of_nothing() -> 
 def test_a_heat_map_from_the_least_has_no_cell_for_what_is_missing_and_speaks_of_the_outlined_row() -> None:
     rows = [[2.0, 6.0, 4.0], [5.0, 4.0, math.nan], [1.0, math.nan, math.nan]]
     drawn = heat_map(
-        rows, title="t", x_title="start", y_title="length", first=1, from_least=True, outlined=(1, 1)
+        rows, title="t", x_title="start", y_title="length", numbers=[1, 2, 3], from_least=True, outlined=(1, 1)
     )  # fmt: skip
     svg = ElementTree.fromstring(drawn)  # noqa: S314
     *cells, outline = svg.iter("rect")

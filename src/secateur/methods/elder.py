@@ -71,7 +71,8 @@ class Elder(GateLearning, RemovalTraining, Method):
 
         choice = choose_layers(decoder, data, drop, self, run or Run())
         scores = LayerScores(tuple(choice.weights), self.name)
-        return self._planned(choice.order, scores, weights_by_round=choice.history)
+        about = {"weights_by_round": choice.history, "weight_steps": choice.steps, "shortlist_losses": choice.tried}
+        return self._planned(choice.order, scores, **about)
 
     def prepare_(
         self, decoder: Decoder, data: TokenBatches, plan: PruningPlan, *, run: Run | None = None

@@ -18,6 +18,7 @@ than are to go are nominated by their weights, and of these the calibration loss
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,11 +46,18 @@ _LARGEST_COST = (1.0, 0.5)
 
 @dataclass(frozen=True)
 class Choice:
-    """The outcome: layers in the order in which they go, a weight a layer, and the weights on the way."""
+    """The outcome: layers in the order in which they go, a weight a layer, and how it came about."""
 
     order: list[int]
     weights: list[float]
     history: list[list[float]]
+    """Rows of weights on the way, the last one as they were learned."""
+
+    steps: list[int]
+    """How many steps were done at each row."""
+
+    tried: list[dict[str, float]]
+    """For each place in the order the calibration loss without each layer that was tried, in nats; empty without a shortlist."""
 
 
 def choose_layers(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLearning, run: Run) -> Choice:
@@ -70,8 +78,8 @@ def choose_layers(decoder: Decoder, data: TokenBatches, drop: int, settings: Gat
 def _greedily(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLearning, run: Run) -> Choice:
     num_layers = decoder.num_layers
     gates = torch.ones(num_layers, requires_grad=True)
-    choice = Choice([], [1.0] * num_layers, [])
     rounds = settings.steps_by_round(drop)
+    choice = Choice([], [1.0] * num_layers, [], list(itertools.accumulate(rounds)), [])
     with run.progress.track("learning the weight of each layer", sum(rounds)) as advance:
         for steps in rounds:
             active = [layer for layer in range(num_layers) if layer not in choice.order]
@@ -87,6 +95,7 @@ def _greedily(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLea
             if len(listed) > 1:
                 losses = removal_losses(decoder, data, choice.order, listed, run)
                 listed.sort(key=lambda layer: losses[layer])
+                choice.tried.append(_by_name(losses))
             choice.order.append(listed[0])
     return choice
 
@@ -186,23 +195,34 @@ def _jointly(decoder: Decoder, data: TokenBatches, drop: int, settings: GateLear
     values, ties = weights.tolist(), costs.tolist()
     listed = sorted(range(num_layers), key=lambda layer: (values[layer], ties[layer], layer))
     listed = listed[: min(drop + settings.shortlist - 1, num_layers)]
+    noted = sorted({*range(steps // 8, steps, max(1, steps // 8)), steps - 1})
+    learned, numbers = [history[step] for step in noted], [step + 1 for step in noted]
     if settings.shortlist == 1:
-        order = listed[:drop]
-    else:  # the loss may take others than the very lowest; the weights then say what was decided
-        order = _best_of(decoder, data, listed, drop, run)
-        values = [0.0 if layer in order else value for layer, value in enumerate(values)]
-    return Choice(order, values, history[steps // 8 :: max(1, steps // 8)])
+        return Choice(listed[:drop], values, learned, numbers, [])
+    # The loss may take others than the very lowest; the weights then say what was decided.
+    order, tried = _best_of(decoder, data, listed, drop, run)
+    values = [0.0 if layer in order else value for layer, value in enumerate(values)]
+    return Choice(order, values, learned, numbers, tried)
 
 
-def _best_of(decoder: Decoder, data: TokenBatches, listed: Sequence[int], drop: int, run: Run) -> list[int]:
-    """Of the listed layers, remove the one that costs least, `drop` times."""
+def _best_of(
+    decoder: Decoder, data: TokenBatches, listed: Sequence[int], drop: int, run: Run
+) -> tuple[list[int], list[dict[str, float]]]:
+    """Of the listed layers, remove the one that costs least, `drop` times; and the losses each time."""
     order: list[int] = []
+    tried: list[dict[str, float]] = []
     with run.progress.track("trying the layers with the smallest weights", drop) as advance:
         for _ in range(drop):
             losses = removal_losses(decoder, data, order, [layer for layer in listed if layer not in order], run)
             order.append(min(losses, key=lambda layer: (losses[layer], layer)))
+            tried.append(_by_name(losses))
             advance(1)
-    return order
+    return order, tried
+
+
+def _by_name(losses: dict[int, float]) -> dict[str, float]:
+    """As it is written to a file and read again."""
+    return {str(layer): loss for layer, loss in losses.items()}
 
 
 def _removed_alone(decoder: Decoder, data: TokenBatches, settings: GateLearning, run: Run) -> tuple[Tensor, Tensor]:

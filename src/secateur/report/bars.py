@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from secateur.report.drawing import BELOW, BOTTOM, HEIGHT, LEFT, LETTER, RIGHT, TOP, WIDTH, Axis, drawing, y_ticks
+from secateur.report.drawing import (
+    BELOW,
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    LETTER,
+    RIGHT,
+    ROW,
+    TOP,
+    WIDTH,
+    Axis,
+    drawing,
+    label_rows,
+    y_ticks,
+)
 from secateur.report.html import Html, el
 
 __all__ = ["Bar", "bars"]
 
-_ROW = 22  # of labels below the axis
 _UPRIGHT = 12  # the least room for a value that is written upwards, in small letters that no phone shows
 
 
@@ -68,7 +81,8 @@ def bars(values: Sequence[Bar], *, title: str, x_title: str, y_title: str) -> Ht
     bottom = HEIGHT - BOTTOM + top - TOP
     axis, marks = Axis(scale.low, scale.high, bottom, top, log=scale.log), []
     base, width = axis(max(scale.low, 0.0) if not scale.log else scale.low), round(0.76 * pitch, 1)
-    for place, (bar, how) in enumerate(zip(values, _rows(values, pitch), strict=True)):
+    rows = list(label_rows([bar.label for bar in values], pitch))
+    for place, (bar, how) in enumerate(zip(values, rows, strict=True)):
         height = axis(min(max(bar.value, scale.low), scale.high)) if math.isfinite(bar.value) else base
         left, tall = round(-width / 2, 1), max(1.0, round(abs(base - height), 1))
         parts = [
@@ -88,7 +102,7 @@ def bars(values: Sequence[Bar], *, title: str, x_title: str, y_title: str) -> Ht
             )
         )  # fmt: skip
     about = " (logarithmic)" if scale.log else " (cut off where a bar is broken)" if any(beyond) else ""
-    height = bottom + BOTTOM + _ROW
+    height = bottom + BOTTOM + (ROW if any("low" in how for how in rows) else 0)
     return drawing(title, x_title, y_title + about, [*y_ticks(axis), *marks], class_="bars", height=height)
 
 
@@ -104,18 +118,3 @@ def _value(bar: Bar, height: float, *, flat: bool, beyond: bool) -> Html:
         return el("text", bar.shown, y=height - 6, class_="value", aria_hidden="true")
     kind = "value upright beyond" if beyond else "value upright"
     return el("text", bar.shown, x=-(height - 5), y=3.5, transform="rotate(-90)", class_=kind, aria_hidden="true")
-
-
-def _rows(values: Sequence[Bar], pitch: float) -> Iterator[str]:
-    """How the label at each place stands on a desk and on a phone: in the first row, the second (low), or not at all (off)."""
-    longest = max((len(bar.label) for bar in values), default=0)
-    for place in range(len(values)):
-        how = ["tick"]
-        for screen, letter in LETTER.items():
-            needed = math.ceil((letter * longest + letter / 2) / pitch)
-            every = max(1, math.ceil(needed / 2))
-            if place % every:
-                how.append(f"off-{screen}")
-            elif needed > 1 and place // every % 2:
-                how.append(f"low-{screen}")
-        yield " ".join(how)

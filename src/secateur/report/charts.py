@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from secateur.report.bars import Bar, bars
 from secateur.report.comparison import format_number
@@ -11,14 +11,15 @@ from secateur.report.drawing import (
     BELOW,
     BOTTOM,
     HEIGHT,
-    LABEL,
     LEFT,
     RIGHT,
+    ROW,
     TOP,
     WIDTH,
     Axis,
     drawing,
     format_small,
+    label_rows,
     x_ticks,
     y_ticks,
 )
@@ -59,69 +60,84 @@ def heat_map(
     title: str,
     x_title: str,
     y_title: str,
-    first: int = 0,
+    numbers: Sequence[int] | None = None,
+    most: float | None = None,
     from_least: bool = False,
+    marked: Collection[int] = (),
     outlined: tuple[int, int] | None = None,
 ) -> Html:
-    """A cell a value, each row by its own largest; of many rows some sixty are shown, and none that has nothing above zero.
+    """A cell a value, on one scale or each row by its own; of many rows some sixty are shown, and none with nothing above zero.
 
     Args:
         rows: the values; one that is not finite has no cell.
         title: of the drawing.
         x_title: what a column is, by its number from 0.
         y_title: what a row is.
-        first: the number of the first row.
-        from_least: a row's strength begins at its least value, and not at zero.
+        numbers: of the rows; from 0 if None.
+        most: what has the full colour in any row; the row's own largest if None.
+        from_least: a row's colour begins at its least value, and not at zero.
+        marked: columns of dropped layers, which have an outline.
         outlined: row and column, by their places, of a cell with an outline; the words then speak of its row, else of the last.
     """
     count, chosen = len(rows), None if outlined is None else outlined[0]
+    numbers = numbers or range(count)
     shown = {round(place * (count - 1) / 59) for place in range(60)} if count > 60 else set(range(count))
     shown |= set() if chosen is None else {chosen}
-    kept = [
-        (number, rows[number])
-        for number in sorted(shown)
-        if any(value > 0 for value in rows[number] if math.isfinite(value))
-    ]
+    kept = [row for row in sorted(shown) if any(value > 0 for value in rows[row] if math.isfinite(value))]
     if not kept:
         return Html("")
     wide, high = (WIDTH - LEFT - RIGHT) / len(rows[0]), max(4.0, min(24.0, 180 / len(kept)))
-    cells, outline, told = [], Html(""), kept[-1]
-    for place, (number, row) in enumerate(kept):
-        told = (number, row) if number == chosen else told
-        for column, value in enumerate(row):
+    cells, outline = [], Html("")
+    for place, row in enumerate(kept):
+        for column, value in enumerate(rows[row]):
             box = {
                 "x": round(LEFT + column * wide, 1), "y": round(TOP + place * high, 1),
                 "width": round(wide, 1), "height": round(high, 1),
             }  # fmt: skip
             if math.isfinite(value):
-                says = f"{y_title} {number + first}, {x_title} {column}: {format_small(value)}"
-                strength = f"fill-opacity:{_strength(value, row, from_least=from_least):.2f}"
+                says = f"{y_title} {numbers[row]}, {x_title} {column}: {format_small(value)}"
+                strength = f"fill-opacity:{_strength(value, rows[row], most, from_least=from_least):.2f}"
                 cells.append(el("rect", el("title", says), **box, style=strength, class_="cell"))
-            if (number, column) == outlined:
+            if (row, column) == outlined:
                 outline = el("rect", **box, class_="outline")
     bottom = TOP + len(kept) * high
-    every = max(1, math.ceil(LABEL / wide))
+    went = [
+        el("rect", x=round(LEFT + column * wide, 1), y=TOP, width=round(wide, 1), height=round(bottom - TOP, 1), class_="went")
+        for column in sorted(marked)
+    ]  # fmt: skip
+    columns = [str(column) for column in range(len(rows[0]))]
     labels = [
-        el("text", column, x=round(LEFT + (column + 0.5) * wide, 1), y=round(bottom + BELOW, 1), class_="tick")
-        for column in range(0, len(rows[0]), every)
-    ]
+        el("text", name, x=round(LEFT + (column + 0.5) * wide, 1), y=round(bottom + BELOW, 1),
+           class_=f"{how} gone" if column in marked else how)
+        for column, (name, how) in enumerate(zip(columns, label_rows(columns, wide), strict=True))
+    ]  # fmt: skip
     ends = [
-        el("text", number + first, x=LEFT - 6, y=round(TOP + (place + 0.8) * high, 1), class_="tick end")
-        for place, number in ((0, kept[0][0]), (len(kept) - 1, kept[-1][0]))
+        el("text", numbers[row], x=LEFT - 6, y=round(TOP + (place + 0.8) * high, 1), class_="tick end")
+        for place, row in {0: kept[0], len(kept) - 1: kept[-1]}.items()
     ]
-    values = [(value, column) for column, value in enumerate(told[1]) if math.isfinite(value)]
+    told = kept[-1] if chosen is None or chosen not in kept else chosen
+    values = [(value, column) for column, value in enumerate(rows[told]) if math.isfinite(value)]
     says = (
-        f"at {y_title} {told[0] + first} {x_title} {max(values)[1]} has the largest value and {x_title} {min(values)[1]} "
+        f"at {y_title} {numbers[told]} {x_title} {max(values)[1]} has the largest value and {x_title} {min(values)[1]} "
         "the smallest"
     )
-    marks = [*cells, outline, *labels, *ends]
-    return drawing(title, x_title, y_title, marks, height=round(bottom + BOTTOM), says=says)
+    marks = [*cells, *went, outline, *labels, *ends]
+    key = _scale("the row's least" if from_least else "0", "the row's largest" if most is None else format_small(most),
+                 from_least=from_least, marked=bool(marked))  # fmt: skip
+    return drawing(title, x_title, y_title, marks, height=round(bottom + BOTTOM + ROW), key=key, says=says)
 
 
-def _strength(value: float, row: Sequence[float], *, from_least: bool) -> float:
-    """How strongly a cell is filled, 0 to 1: by its root, or evenly from what can still be seen up."""
+def _scale(low: str, high: str, *, from_least: bool, marked: bool) -> Html:
+    """What the colours of a heat map stand for."""
+    ramp = el("span", class_="scale from-least" if from_least else "scale")
+    dropped = [el("li", "dropped", class_="key-went")] if marked else []
+    return el("ul", el("li", f"{low} ", ramp, f" {high}", class_="key-scale"), *dropped, class_="key")
+
+
+def _strength(value: float, row: Sequence[float], most: float | None, *, from_least: bool) -> float:
+    """How strongly a cell is filled, 0 to 1: in proportion to its value, or evenly from what can still be seen up."""
     finite = [each for each in row if math.isfinite(each)]
-    least, most = min(finite), max(finite)
+    least, most = min(finite), max(finite) if most is None else most
     if from_least:
         return 0.1 + 0.9 * (value - least) / (most - least) if most > least else 1.0
-    return math.sqrt(max(0.0, value / most)) if most > 0 else 0.0
+    return min(1.0, max(0.0, value / most)) if most > 0 else 0.0

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from secateur.report.html import Html, el
 
 __all__ = [
-    "BELOW", "BOTTOM", "HEIGHT", "LABEL", "LEFT", "LETTER", "RIGHT", "TOP", "WIDTH", "Axis", "drawing", "format_small",
+    "BELOW", "BOTTOM", "HEIGHT", "LABEL", "LEFT", "LETTER", "RIGHT", "ROW", "TOP", "WIDTH", "Axis", "drawing", "format_small",
+    "label_rows",
     "x_ticks", "y_ticks",
 ]  # fmt: skip
 
 WIDTH, HEIGHT = 720, 306
 LEFT, RIGHT, TOP, BOTTOM = 86, 22, 48, 66  # with room for the larger letters on a phone
 LABEL, BELOW = 40, 29  # a label of an axis, with its letters that large: how wide, and how far below the axis
+ROW = 22  # of labels
 LETTER = {"desk": 6.5, "phone": 13.0}  # the width of a letter
 
 
@@ -69,6 +71,21 @@ def x_ticks(axis: Axis, write: Callable[[float], str] | None = None, *, bottom: 
            aria_hidden="true")
         for value, text in axis.ticks()
     ]  # fmt: skip
+
+
+def label_rows(labels: Sequence[str], pitch: float) -> Iterator[str]:
+    """The class of each label along the lower edge: in the first row, the second (low) or not shown (off), by the screen."""
+    longest = max((len(label) for label in labels), default=0)
+    for place in range(len(labels)):
+        how = ["tick"]
+        for screen, letter in LETTER.items():
+            needed = math.ceil((letter * longest + letter / 2) / pitch)
+            every = max(1, math.ceil(needed / 2))
+            if place % every:
+                how.append(f"off-{screen}")
+            elif needed > 1 and place // every % 2:
+                how.append(f"low-{screen}")
+        yield " ".join(how)
 
 
 def drawing(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.report.charts import Bar, bars, format_small, heat_map, lines
+from secateur.report.choice import learned_scores, weights_learned
 from secateur.report.comparison import (
     MISSING,
     cached_generation_in_words,
@@ -122,6 +123,12 @@ def layers_of(run: ReportedRun) -> Html:
         said = "The layers were given, or the method gives no scores: 1 is kept, 0 is dropped."
     else:
         said = "The larger the score, the more the method wants to keep the layer."
+        scores, learned = learned_scores(run)
+        if learned:
+            said = (
+                "The score is the weight that was learned. The layers with the smallest were nominated; which of them went "
+                "the loss on the calibration text decided."
+            )
     marks, rows = [], []
     for layer, score in enumerate(scores):
         value = math.nan if score is None else float(score)
@@ -164,10 +171,7 @@ def _evolution(run: ReportedRun) -> Html:
     if about.get("distances"):
         return _blocks(about["distances"], sorted(run.record["dropped"]))
     if gates:
-        return joined(
-            el("p", "The weight of each layer, a row a step of its learning; the stronger, the larger."),
-            heat_map(gates, title="Weights of the layers", x_title="layer", y_title="step"),
-        )
+        return weights_learned(run)
     if not steps:
         return Html("")
     stability = about.get("stability")
@@ -177,7 +181,13 @@ def _evolution(run: ReportedRun) -> Html:
     )  # fmt: skip
     return joined(
         el("p", "The score of each layer, a row a step, each by its own largest; the stronger, the larger." + said),
-        heat_map(steps, title="Scores of the layers as the steps went on", x_title="layer", y_title="step"),
+        heat_map(
+            steps,
+            title="Scores of the layers as the steps went on",
+            x_title="layer",
+            y_title="step",
+            marked=run.record["dropped"],
+        ),
     )
 
 
@@ -191,13 +201,13 @@ def _blocks(distances: list[list[float | None]], dropped: list[int]) -> Html:
     is_block = dropped == list(range(start, start + length))
     said = (
         "How far each block of layers turns what goes through it: the angular distance of what leaves it from what enters it, a "
-        "row a length and a column a first layer, each row from its own smallest to its own largest; the paler, the less."
+        "row a length and a column a first layer, each row from its own smallest to its own largest; the fainter, the less."
     )
     if is_block:
         said += f" The block that went, {length} from layer {start} on, has an outline."
     chart = heat_map(
-        rows, title="Distance across blocks of layers", x_title="first layer", y_title="length", first=1, from_least=True,
-        outlined=(length - 1, start) if is_block else None,
+        rows, title="Distance across blocks of layers", x_title="first layer", y_title="length", numbers=range(1, len(rows) + 1),
+        from_least=True, outlined=(length - 1, start) if is_block else None,
     )  # fmt: skip
     return joined(el("p", said), chart)
 
