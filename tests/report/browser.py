@@ -73,6 +73,11 @@ class Page:
         found = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
         return base64.b64decode(found["data"])
 
+    def printed(self) -> int:
+        """How many sheets of A4 the page takes."""
+        paper = {"paperWidth": 8.27, "paperHeight": 11.69}
+        return base64.b64decode(self.ask("Page.printToPDF", **paper)["data"]).count(b"/Type /Page\n")
+
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command of the DevTools protocol, and wait for its answer."""
         self._count += 1

@@ -132,6 +132,32 @@ def test_only_what_scrolls_is_a_stop_of_the_tab_key(tab: Page, folder: Path) -> 
     assert tab.value(stops) == [True]
 
 
+def test_a_table_that_goes_on_beyond_a_phone_says_so(tab: Page, folder: Path) -> None:
+    said = "getComputedStyle(document.querySelector('.wide caption'), '::after').content"
+    tab.open(folder / "several runs.html", width=1280)
+    assert tab.value(said) == "none"
+    tab.open(folder / "several runs.html", width=390)
+    assert "goes on to the right" in tab.value(said)
+
+
+def test_on_a_phone_the_texts_of_both_models_stand_below_each_other(tab: Page, folder: Path) -> None:
+    left = "[...document.querySelectorAll('td span')].map((text) => Math.round(text.getBoundingClientRect().left))"
+    right = "Math.max(...[...document.querySelectorAll('td span')].map((text) => text.getBoundingClientRect().right))"
+    tab.open(folder / "a large model.html", width=1280)
+    dense, pruned = tab.value(left)
+    assert dense < pruned
+    tab.open(folder / "a large model.html", width=390)
+    dense, pruned = tab.value(left)
+    assert dense == pruned
+    assert tab.value(right) <= 390
+    assert "dense" in tab.value("getComputedStyle(document.querySelector('td span'), '::before').content")
+
+
+def test_sections_go_on_across_sheets_of_paper(tab: Page, folder: Path) -> None:
+    tab.open(folder / "thirty layers.html", width=1280)
+    assert 1 < tab.printed() <= 4
+
+
 @needs_axe
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_has_no_grave_finding(tab: Page, folder: Path, name: str) -> None:

@@ -368,7 +368,26 @@ def test_a_figure_stays_on_one_line_with_its_unit_and_words_do_not() -> None:
     assert unbroken("rose to 134.5 M (−2.5 %), 538 MB of 3 More, 5 to 6 %x") == (
         "rose to 134.5\u00a0M (−2.5\u00a0%), 538\u00a0MB of 3 More, 5 to 6 %x"
     )
-    assert "<td>12.5\u00a0%</td>" in table(["", "x"], [["row", "12.5 %"]], caption="c")
+    assert '<td class="figure">12.5\u00a0%</td>' in table(["", "x"], [["row", "12.5 %"]], caption="c")
+
+
+def test_columns_of_nothing_but_figures_are_aligned_and_others_are_not() -> None:
+    rows = [
+        ["a", "−12.5 %", "none", "0.7 to 0.9", "134.5 M", "layer 1", "3"],
+        ["b", "×2.3", 1.0, "–", "0.80 (f1)", "2", "x"],
+    ]
+    head = parsed(f"<html>{table(list('abcdefg'), rows, caption='c')}</html>").findall(".//thead//th")
+    assert [each.get("class") for each in head] == [None, *["figure"] * 4, None, None]
+
+
+def test_the_key_has_what_is_there() -> None:
+    def key(**changes: object) -> list[str]:
+        page = parsed(report_page([run(**changes)]))
+        return [each.text for each in next(each for each in page.iter("ul") if each.get("class") == "key")]
+
+    assert key() == ["kept", "dropped", "dropped and merged"]
+    assert key(dropped=[2]) == ["kept", "dropped and merged"]
+    assert key(dropped=[0]) == ["kept", "dropped"]
 
 
 def test_elements_escape_text_and_attributes_and_leave_markup() -> None:

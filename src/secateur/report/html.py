@@ -41,22 +41,39 @@ def joined(*children: object) -> Html:
 
 
 def table(head: list[str], rows: list[list[object]], *, caption: str) -> Html:
-    """A table whose first column names its rows; it scrolls sideways where it is too wide for the page."""
+    """A table whose first column names its rows; it scrolls sideways where it is too wide for the page.
+
+    Columns of nothing but figures are aligned to the right.
+    """
+    figures = [all(_is_figure(row[column]) for row in rows) for column in range(len(head))]
     body = [
         el(
             "tr",
             el("th", row[0], scope="row"),
-            *(el("td", cell if isinstance(cell, Html) else unbroken(str(cell))) for cell in row[1:]),
+            *(
+                el("td", cell if isinstance(cell, Html) else unbroken(str(cell)), class_="figure" if figure else None)
+                for cell, figure in zip(row[1:], figures[1:], strict=True)
+            ),
         )
         for row in rows
+    ]
+    heads = [
+        el("th", name, scope="col", class_="figure" if figure else None)
+        for name, figure in zip(head, [False, *figures[1:]], strict=True)
     ]
     inner = el(
         "table",
         el("caption", caption),
-        el("thead", el("tr", *(el("th", name, scope="col") for name in head))),
+        el("thead", el("tr", *heads)),
         el("tbody", *body),
     )
     return el("div", inner, class_="wide", tabindex=0, role="group", aria_label=caption)
+
+
+def _is_figure(cell: object) -> bool:
+    number = r"[-+−±×<~]?\d[\d.,]*(?:e[-+]?\d+)?"
+    figure = rf"{number}(?: to {number})?[×%]?(?: (?:%|[KMBG]|[kMG]?B|s))?(?: \(.*\))?|–|none"
+    return not isinstance(cell, Html) and bool(re.fullmatch(figure, str(cell)))
 
 
 def unbroken(text: str) -> str:

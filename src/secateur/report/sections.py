@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,9 @@ def layers_of(run: ReportedRun) -> Html:
     detail = el("p", "Point at a bar, or walk through them with the arrow keys.", class_="detail")
     scored = table(["layer", "score", "what becomes of it"], rows, caption="Scores")
     listed = el("details", el("summary", "As a table"), scored)
-    return el("div", el("p", said), _orders(), chart, _key(merged=bool(merges)), detail, listed, class_="explore")
+    return el(
+        "div", el("p", said), _orders(), chart, _key({bar.kind for bar in marks}), detail, listed, class_="explore"
+    )
 
 
 def _orders() -> Html:
@@ -160,9 +162,11 @@ def _orders() -> Html:
     )
 
 
-def _key(*, merged: bool) -> Html:
-    states = [("kept", "kept"), ("dropped", "dropped"), *([("merged", "dropped and merged")] if merged else [])]
-    return el("ul", *(el("li", words, class_=f"key-{state}") for state, words in states), class_="key")
+def _key(kinds: Collection[str]) -> Html:
+    """What the bars that are there look like."""
+    states = [("kept", "kept"), ("dropped", "dropped"), ("dropped merged", "dropped and merged")]
+    shown = [(kind.split()[-1], words) for kind, words in states if kind in kinds]
+    return el("ul", *(el("li", words, class_=f"key-{state}") for state, words in shown), class_="key")
 
 
 def _evolution(run: ReportedRun) -> Html:
@@ -286,7 +290,7 @@ def _texts(run: ReportedRun) -> Html:
     if not texts:
         return Html("")
     rows = [
-        [prompt, *(el("span", _readable(text)) for text in pair)]
+        [prompt, *(el("span", _readable(text), data_of=of) for of, text in zip(("dense", "pruned"), pair, strict=True))]
         for prompt, *pair in zip(texts["prompts"], texts["dense"], texts["pruned"], strict=True)
     ]
     return table(["prompt", "dense", "pruned"], rows, caption="Continuations, the likeliest token each time")
@@ -312,7 +316,7 @@ def _amount(text: Mapping[str, Any]) -> str:
 
 def _again(run: ReportedRun) -> Html:
     record = run.record
-    data, options = record.get("data") or {}, (record.get("method") or {}).get("options") or {}
+    data = record.get("data") or {}
     texts = [("calibration text", data)] if "spec" in data else list(data.items())
     texts += [("evaluation text", record["eval_data"])] if record.get("eval_data") else []
     rows: list[list[object]] = [["seed", record.get("seed")], ["made", record.get("created")]]
@@ -323,15 +327,29 @@ def _again(run: ReportedRun) -> Html:
     if record.get("peak_memory_bytes"):
         rows.append(["most memory", f"{record['peak_memory_bytes'] / 1e9:.2f} GB"])
     rows += [[name, value] for name, value in (record.get("versions") or {}).items()]
-    rows += [[f"--{record['method']['name']}.{name.replace('_', '-')}", str(value)] for name, value in options.items()]
     seconds = [[name, f"{value:.1f}"] for name, value in (record.get("timings") or {}).items()]
     return joined(
         el("pre", el("code", record["command"])),
-        el("details", el("summary", "With what"), table(["what", "which"], rows, caption="What the run used")),
+        el(
+            "details",
+            el("summary", "With what"),
+            table(["what", "which"], rows, caption="What the run used"),
+            _options(run),
+        ),
         el(
             "details", el("summary", "How long each stage took"), table(["stage", "seconds"], seconds, caption="Stages")
         ),
     )
+
+
+def _options(run: ReportedRun) -> Html:
+    """The settings of the method, close together: they are many, and most are defaults."""
+    method = run.record.get("method") or {}
+    given = [
+        el("li", el("code", f"--{method['name']}.{name.replace('_', '-')}"), f" {value}")
+        for name, value in (method.get("options") or {}).items()
+    ]
+    return el("ul", *given, class_="options") if given else Html("")
 
 
 def _readable(text: str) -> str:

@@ -36,10 +36,12 @@ for (const part of document.querySelectorAll(".explore")) {
   }
   for (const button of buttons) button.addEventListener("click", () => arrange(button.dataset.order));
 }
-// What does not scroll is no stop on the way through the page by the tab key.
+// What scrolls says so; what does not is no stop on the way through the page by the tab key.
 const stops = new ResizeObserver((seen) => {
   for (const { target } of seen) {
-    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    const scrolls = target.scrollWidth > target.clientWidth;
+    target.classList.toggle("scrolls", scrolls);
+    if (scrolls) target.tabIndex = 0;
     else target.removeAttribute("tabindex");
   }
 });
