@@ -146,7 +146,14 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out OUT --drop 2 --recover lorra": ("not 'lorra'", "did you mean lora?"),
     "prune MODEL --data DATA --out OUT --drop 2 --shortgpt.sauce 1": ("--shortgpt.sauce", "shortgpt has no settings"),
     "prune --method eldr --help": ("unknown method 'eldr'", "did you mean 'elder'?"),
-    "eval MODEL --task piqa": ("--task", "could match --tasks, --task-batch-size"),
+    "eval MODEL --task piqa": ("unknown option --task", "did you mean --tasks or --task-batch-size?"),
+    "prune MODEL --dat DATA --out OUT --drop 2": ("unknown option --dat", "did you mean --data?"),
+    "prune MODEL --data DATA --out OUT --dro 2": ("unknown option --dro", "did you mean --drop?"),
+    "prune MODEL --data DATA --out OUT --drop 2 --max-p 1%": ("unknown option --max-p", "did you mean --max-ppl-increase?"),
+    "prune MODEL --data DATA --out OUT --drop 2 --elder.joint-step 3": ("unknown", "did you mean --elder.joint-steps?"),
+    "prune MODEL --data DATA --out OUT --drop 2 --conf x.yaml": ("unknown option --conf", "did you mean --config?"),
+    "prune --hel": ("unknown option --hel", "did you mean --help?"),
+    "help prnue": ("unknown command 'prnue'", "did you mean 'prune'"),
     "completion": ("missing SHELL (bash, zsh, fish)", "--help"),
     "completion fsh": ("not 'fsh'", "did you mean fish?"),
     "prune MODEL --data DATA --out OUT --drop 2 --config MISSPELT": ("'elder.learnin_rate'", "did you mean elder.learning_rate?"),
@@ -166,7 +173,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out FOLDER --drop 2 --overwrite": ("is not a checkpoint", "choose another"),
     "prune MODEL --data DATA --out SHORT --drop 2": ("short.txt is a file", "choose a directory"),
     "prune MODEL --data DATA --out SHORT/out --drop 2": ("short.txt", "choose an --out"),
-    "prune MODEL --data DATA --out OUT --drop 2 --config BADYAML": ("config", "--help"),
+    "prune MODEL --data DATA --out OUT --drop 2 --config BADYAML": ("bad.yaml is not YAML: line 2", "mend it"),
     "prune MODEL --data DATA --out OUT --drop 2 --config UNKNOWN": ("'num_sequence' is not", "did you mean num_sequences?"),
     "prune MODEL --data DATA --out OUT --drop 2 --config none.yaml": ("none.yaml", "--help"),
     "score MODEL --data DATA --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
@@ -220,7 +227,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "compare": ("missing CONFIG.yaml, --out", "secateur compare --help"),
     "compare MATRIX": ("missing --out", "secateur compare --help"),
     "compare none.yaml --out OUT": ("cannot read none.yaml", "give a YAML file"),
-    "compare BADYAML --out OUT": ("is not YAML", "mend it"),
+    "compare BADYAML --out OUT": ("bad.yaml is not YAML: line 2", "mend it"),
     "compare UNKNOWN --out OUT": ("has no 'num_sequence'", "choose among models, text"),
     "compare MATRIX --out FOLDER": ("folder is not empty", "choose another --out"),
     "compare MATRIX --out SHORT": ("short.txt is a file", "choose a directory"),
@@ -392,10 +399,10 @@ def test_help_exits_0_and_explains_every_option(command: str, capsys: pytest.Cap
     assert main([command, "--help", "--method", "all"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    shown = re.findall(r"^  (--[\w.-]+)", captured.out, re.MULTILINE)
+    shown = re.findall(r"^  (?:-\w, )?(--[\w.-]+)", captured.out, re.MULTILINE)
     parser = cli._parser(command)
     options = {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
-    assert {name.replace("-", "_") for name in shown} | {"__help"} == {name.replace("-", "_") for name in options}
+    assert {name.replace("-", "_") for name in shown} == {name.replace("-", "_") for name in options}
     assert not [name for name in shown if "_" in name]
     assert "Unvalidated" not in captured.out
     assert "%%" not in captured.out
@@ -410,7 +417,7 @@ def test_every_option_states_description_and_default(command: str, capsys: pytes
         words = " ".join(entry.split("\n\n")[0].split())
         if words.startswith(("-h,", "--config", "--print-config")) or "Path to a configuration file" in words:
             continue
-        _, _, rest = words.partition(" ")
+        _, _, rest = re.sub(r"^-\w, ", "", words).partition(" ")
         described = re.sub(r"\(.*(type|default|required).*\)|^\{.*?\}|^[A-Z_0-9.-]+ ", "", rest).strip()
         assert len(described) > 5, words
         assert "default: " in rest or "required" in rest, words
@@ -1056,9 +1063,19 @@ def test_demo_hands_over_what_an_interrupted_one_goes_on_with(tmp_path: Path, mo
     )
 
 
-@pytest.mark.parametrize("word", ["--help", "-h"])
-def test_help_explains_every_option_however_it_is_asked_for(word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prune", "--method", "elder", word]) == 0
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prune", "--method", "elder", "--help"],
+        ["prune", "--method", "elder", "-h"],
+        ["help", "prune", "--method", "elder"],
+    ],
+    ids=" ".join,
+)
+def test_help_explains_every_option_however_it_is_asked_for(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--num-sequences NUM_SEQUENCES Calibration windows." in shown
     assert "Fold what the layers did into the projection" in shown

@@ -159,12 +159,13 @@ def test_code_that_is_run_is_warned_of_each_time_whatever_is_quiet(
 
 def test_verbose_says_more_and_quiet_errors_alone(pair: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     levels: dict[str, int] = {}
-    for option in ("--verbose", "--quiet", "--json"):
+    for option in ("--verbose", "-v", "--quiet", "-q", "--json"):
         monkeypatch.setattr(logging.root, "handlers", [])
         monkeypatch.setattr(logging.root, "level", logging.WARNING)
         assert main(["check", *pair, "--files-only", option]) == 0
         levels[option] = logging.getLogger("secateur").getEffectiveLevel()
-    assert levels == {"--verbose": logging.INFO, "--quiet": logging.ERROR, "--json": logging.WARNING}
+    more, less = logging.INFO, logging.ERROR
+    assert levels == {"--verbose": more, "-v": more, "--quiet": less, "-q": less, "--json": logging.WARNING}
 
 
 class Terminal(io.StringIO):

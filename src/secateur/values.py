@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["finite", "read_sealed", "write_json", "write_sealed", "write_text"]
+__all__ = ["finite", "read_sealed", "write_json", "write_sealed", "write_text", "yaml_problem"]
 
 _SEAL, _VALUES = "sha256", "values"
 
@@ -75,3 +75,11 @@ def read_sealed(path: str | Path) -> dict[str, Any]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def yaml_problem(error: Exception) -> str:
+    """What PyYAML has against a text and where, in one line that leaves out the name it makes up for the text."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if problem is None:
+        return " ".join(str(error).split()).replace(' in "<unicode string>"', "")
+    return str(problem) if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {problem}"

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
-        words = ["--help"]
+        words = [words[1], "--help", *words[2:]] if words[1:] else ["--help"]
     with watched(_say) as watch:
         try:
             return _run(words)
@@ -234,15 +234,17 @@ def _parser(command: str, words: Sequence[str] | None = None) -> Parser:
         usage=f"secateur {command} {module.USAGE}",
         description=module.SUMMARY,
         exit_on_error=False,
+        allow_abbrev=False,  # else a typing error could be taken for a longer option
     )
     parser.words = EVERYTHING if words is None else words
     parser.add_argument("--config", action="config", help="read options from a YAML file; --print-config writes one")
     module.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
-        "--quiet", action="store_true", help="no progress, and errors alone; the warning of --trust-remote-code stays"
-    )
-    parser.add_argument("--verbose", action="store_true", help="say more on standard error")
+        "-q", "--quiet", action="store_true",
+        help="no progress, and errors alone; the warning of --trust-remote-code stays",
+    )  # fmt: skip
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more on standard error")
     return parser
 
 

@@ -64,8 +64,7 @@ class Parser(ArgumentParser):
             self._action_groups = groups
 
     def _asks_for_help(self) -> bool:
-        # argparse takes what begins an option, --hel, for it.
-        return any(word == "-h" or (len(word) > 2 and "--help".startswith(word)) for word in self.words)
+        return any(word in ("-h", "--help") for word in self.words)
 
 
 def _is_of(group: Any, methods: Collection[str]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.depth import MOST_LAYERS
 from secateur.errors import RequestError
+from secateur.values import yaml_problem
 
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
@@ -130,7 +131,9 @@ def check_settings_files(files: Sequence[str], methods: Collection[str]) -> None
             settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except UnicodeDecodeError:
             raise RequestError(f"--config {file} is no text in UTF-8; give a YAML file of options") from None
-        except (OSError, ValueError, yaml.YAMLError):
+        except yaml.YAMLError as error:
+            raise RequestError(f"--config {file} is not YAML: {yaml_problem(error)}; mend it") from error
+        except (OSError, ValueError):
             continue  # the parser says what is wrong
         if settings is not None and not isinstance(settings, dict):  # whatever it is, it is not shown
             raise RequestError(f"--config {file} holds no options by name; --print-config shows what it can")
@@ -158,8 +161,6 @@ def refuse_settings_of_others(words: Sequence[str], method: str | None) -> None:
 
 def explained(error: Exception, parser: Parser, command: str) -> str:
     """What the parser has to say, with the names as they are typed and the nearest option where one is unknown."""
-    import difflib
-
     message = one_line(error)
     message = re.sub(r'^Parser key "([\w.-]+)": ', lambda found: f"--{found[1].replace('_', '-')}: ", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
@@ -178,16 +179,12 @@ def explained(error: Exception, parser: Parser, command: str) -> str:
     )
     message = message.replace("unrecognized arguments:", "unknown option")
     message = re.sub(r"unknown option --[\w.-]+", lambda found: found[0].replace("_", "-"), message)
-    message = re.sub(r"could match .*", lambda found: found[0].replace("_", "-"), message)
     message = re.sub(r"Group '([\w-]+)' does not accept option '([\w.-]+)'", r"Option '\1.\2' is not accepted", message)
     message = re.sub(r"expects one of ([^']*?)(?: or null)?, not '([^']*)'", _with_nearest, message)
     unknown = re.search(r"unknown option --([\w.-]+)|Option '([\w.-]+)' is not accepted", message)
     if unknown:
         known = {name[2:] for action in parser._actions for name in action.option_strings if name.startswith("--")}
-        near = difflib.get_close_matches(with_underscores(f"--{unknown[1] or unknown[2]}")[2:], known, n=1)
-        if near:
-            option = f"--{near[0].replace('_', '-')}" if unknown[1] else near[0]
-            message += f"; did you mean {option}?"
+        message += _suggested(unknown[1] or unknown[2], known, "--" if unknown[1] else "")
         owner, dot, _ = (unknown[1] or unknown[2]).partition(".")
         if dot and not any(name.startswith(f"{owner}.") for name in known):
             message += f"; {owner} has no settings"
@@ -202,6 +199,17 @@ def explained(error: Exception, parser: Parser, command: str) -> str:
         named = [placed.get(name) or f"--{name.replace('_', '-')}" for name in names]
         message = f"missing {', '.join(named)}"
     return f"{message} (see secateur {command} --help)"
+
+
+def _suggested(unknown: str, known: Collection[str], dashes: str) -> str:
+    """What may have been meant: what an option that is none begins, or is nearest to; nothing if nothing is near."""
+    import difflib
+
+    name = with_underscores(f"--{unknown}")[2:]
+    longer = sorted((option for option in known if option.startswith(name)), key=lambda option: (len(option), option))
+    near = longer[:3] or difflib.get_close_matches(name, known, n=1)
+    options = " or ".join(f"{dashes}{option.replace('_', '-') if dashes else option}" for option in near)
+    return f"; did you mean {options}?" if near else ""
 
 
 def _expects_one_of(found: re.Match[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from secateur.errors import RequestError
+from secateur.values import yaml_problem
 
 __all__ = ["read_list", "read_mapping", "read_settings", "read_yaml", "with_environment"]
 
@@ -33,7 +34,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise RequestError(f"cannot read {path}: {reason}; give a YAML file that says what to compare") from error
     except yaml.YAMLError as error:
-        raise RequestError(f"{path} is not YAML ({' '.join(str(error).split())}); mend it") from error
+        raise RequestError(f"{path} is not YAML: {yaml_problem(error)}; mend it") from error
     if not isinstance(value, dict):
         raise RequestError(f"{path} holds no 'name: value' lines; see the examples in docs/comparing.md")
     return value
