@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
-from secateur import cli
+from secateur import PruningPlan, cli
 from secateur.cli import main
 from secateur.cli.words import with_underscores
 from secateur.methods import METHODS
@@ -232,11 +234,14 @@ def test_colour_in_a_terminal_alone_and_not_where_no_color_is_set(
         ),
         ("check MODEL CUT --files-only", "bench MODEL CUT"),
         ("eval MODEL CUT --data TEXT --num-sequences 2", "bench MODEL CUT"),
-        ("eval CUT --data TEXT --num-sequences 2", "bench DENSE CUT"),
+        ("eval MODEL --data TEXT --num-sequences 2", "prune MODEL --data SPEC --drop 25% --out DIR"),
+        ("eval RUN --data TEXT --num-sequences 2", "bench DENSE RUN"),
         (
             "bench MODEL CUT --batch-sizes 1 --prompt-tokens 4 --new-tokens 2 --repeats 1 --no-memory",
             "push CUT OWNER/NAME",
         ),
+        ("cut MODEL --layers 1 --out cut-again --overwrite", "eval cut-again --data SPEC"),
+        ("report RUN --out page.html", "eval RUN --data SPEC"),
         ("doctor --no-network", "demo"),
     ],
 )
@@ -250,8 +255,12 @@ def test_each_command_ends_with_the_next_sensible_one_unless_quiet_or_json(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Sentence {n} says that {n} times {n} is {n * n}.\n\n" for n in range(900)))
-    places = {"MODEL": pair[0], "CUT": pair[1], "TEXT": str(text), "--data=TEXT": f"--data={text}"}
+    places = {"MODEL": pair[0], "CUT": pair[1], "TEXT": str(text), "--data=TEXT": f"--data={text}", "RUN": "run"}
     monkeypatch.chdir(tmp_path)
+    if "RUN" in request_:
+        run = ["prune", pair[0], "--data", str(text), "--method=random", "--drop=2", "--num-sequences=2", "--out=run"]
+        assert main([*run, "--num-eval-sequences=2", "--quiet"]) == 0
+        capsys.readouterr()
     words = [places.get(word, word) for word in request_.split()]
     assert main(words) == 0
     captured = capsys.readouterr()
@@ -262,6 +271,32 @@ def test_each_command_ends_with_the_next_sensible_one_unless_quiet_or_json(
     captured = capsys.readouterr()
     assert json.loads(captured.out)
     assert "next:" not in captured.err
+    assert main([*words, "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out
+    assert "next" not in captured.out
+    assert captured.err == ""
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's own
+@pytest.mark.parametrize("quiet", ["--quiet", "-q"])
+def test_commands_that_end_otherwise_say_nothing_of_what_is_next_where_they_are_quiet(
+    quiet: str, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), settings).save_pretrained(
+        tmp_path / "adapter"
+    )
+    PruningPlan(num_layers=6, order=(3,)).save(tmp_path / "plan.json")
+    carry = ["carry", str(tmp_path / "adapter"), "--plan", str(tmp_path / "plan.json"), "--out"]
+    for words in (["completion", "bash"], [*carry, str(tmp_path / "loud")]):
+        assert main(words) == 0
+        assert capsys.readouterr().err.splitlines()[-1].startswith("next")
+    for words in (["completion", "bash"], [*carry, str(tmp_path / "quiet")]):
+        assert main([*words, quiet]) == 0
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        assert "next" not in captured.out.splitlines()[-1]
 
 
 def test_what_is_next_asks_prune_for_the_settings_that_were_estimated(
@@ -288,14 +323,6 @@ def test_what_is_next_asks_prune_for_the_settings_that_were_estimated(
     assert same > {"elder", "recover", "recover_rank", "seed", "batch_size", "sequence_length", "drop", "model"}
     assert {name: read["prune"][name] for name in same} == {name: read["estimate"][name] for name in same}
     assert read["prune"]["elder"]["trainer"] == {"activation_checkpointing": True}
-
-
-def test_cut_and_carry_say_what_is_next(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = str(tmp_path / "out")
-    assert main(["cut", str(tiny_checkpoint), "--layers=1", "--out", out]) == 0
-    assert f"next: secateur eval {out} --data SPEC" in capsys.readouterr().out
 
 
 def test_torch_is_there_once_work_is_done() -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from secateur.data import TokenBatches
 from secateur.decoder import Decoder
 from secateur.evaluation import speed
 from secateur.evaluation.speed import Laps
-from secateur.methods import Run
+from secateur.methods import Cost, Run
 from secateur.progress import Silent
-from secateur.stages import add_speed, tokens_per_second
+from secateur.stages import add_speed, preflight, tokens_per_second
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,24 @@ def test_the_speed_of_a_run_is_that_of_the_fastest_pass_of_a_few(
     assert tokens_per_second(Decoder(tiny_model), ids, Run()) == pytest.approx(32 / 4)
     now = iter([0.0, 0.0, 1.5, 1.5, 1.5, 1.75, 1.75, 1.75, 2.75, 2.75])
     assert tokens_per_second(Decoder(tiny_model), ids, Run()) == pytest.approx(32 / 0.25)
+
+
+@pytest.mark.parametrize(
+    ("cost", "measures", "said"),
+    [
+        (Cost(), True, "1 thousand tokens of forward passes to measure with, none to choose by, about"),
+        (Cost(), False, "no tokens of forward passes to choose by, about"),
+        (Cost(choose_tokens=500), False, "500 tokens of forward passes, about"),
+        (Cost(choose_tokens=9000), True, "10 thousand tokens of forward passes, about"),
+        (
+            Cost(prepare_tokens=9000, training_tokens=1500),
+            True,
+            "10 thousand tokens of forward passes or their like (1,500 tokens trained on), about",
+        ),
+    ],
+)
+def test_the_line_ahead_counts_the_passes_and_says_which_there_are_none_of(
+    tiny_model: Any, cost: Cost, measures: bool, said: str
+) -> None:
+    windows = TokenBatches(torch.arange(3, 67).repeat(6).view(6, 64), batch_size=2, spec="made up")
+    assert f", {said} " in preflight(Decoder(tiny_model), windows, windows, cost, Run(), measures=measures)

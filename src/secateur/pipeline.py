@@ -197,6 +197,8 @@ def score(
     decoder = Decoder(model)
     context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress)
     cost = method.cost(decoder.num_layers, count, data)
-    progress.note(preflight(decoder, data, held_out.take(1), Cost(choose_tokens=cost.choose_tokens), context))
+    progress.note(
+        preflight(decoder, data, held_out.take(1), Cost(choose_tokens=cost.choose_tokens), context, measures=False)
+    )
     plan = agreed_plan(method.plan(decoder, data, drop=count, run=context))
     return replace(plan, provenance={**plan.provenance, "model": str(source), "data": data.describe(), "seed": seed})

@@ -93,11 +93,19 @@ class Stages:
 
 
 def preflight(
-    decoder: Decoder, data: TokenBatches, held_out: TokenBatches, cost: Cost, run: Run, *, wide: bool = True
+    decoder: Decoder,
+    data: TokenBatches,
+    held_out: TokenBatches,
+    cost: Cost,
+    run: Run,
+    *,
+    wide: bool = True,
+    measures: bool = True,
 ) -> str:
     """One line before the first expensive step: memory, tokens, and about how long, from a short measurement here.
 
-    With `wide` 16-bit weights that are trained are in float32 meanwhile.
+    With `wide` 16-bit weights that are trained are in float32 meanwhile; with `measures` the models are measured on
+    `held_out`.
     """
     setting = setting_here(decoder, run, wide=wide)
 
@@ -107,13 +115,23 @@ def preflight(
     probe = data.take(1).input_ids
     fast = tokens_per_second(decoder, probe, run)
     plain = fast if run.precision is None else tokens_per_second(decoder, probe, Run())
-    measured = 3 * held_out.num_tokens
+    measured = 3 * held_out.num_tokens if measures else 0
     tokens = cost.choose_tokens + cost.prepare_tokens + cost.recover_tokens
     seconds = tokens / fast + measured / plain
-    return (
-        f"{memory_line(decoder, peak)}, {(tokens + measured) / 1e3:,.0f} thousand tokens of forward "
-        f"passes or their like ({cost.training_tokens:,} tokens trained on), about {duration(seconds)} at {fast:,.0f} tokens/s"
+    passes = _passes(tokens + measured, cost.training_tokens)
+    if not tokens:
+        passes += " to measure with, none to choose by" if measures else " to choose by"
+    return f"{memory_line(decoder, peak)}, {passes}, about {duration(seconds)} at {fast:,.0f} tokens/s"
+
+
+def _passes(tokens: float, trained: int) -> str:
+    """What is computed, in tokens through the whole model."""
+    amount = (
+        f"{tokens / 1e3:,.0f} thousand tokens" if tokens >= 1000 else f"{tokens:.0f} tokens" if tokens else "no tokens"
     )
+    if trained:
+        return f"{amount} of forward passes or their like ({trained:,} tokens trained on)"
+    return f"{amount} of forward passes"
 
 
 def setting_here(decoder: Decoder, run: Run, *, wide: bool) -> Setting:

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_checkpoint, add_format, add_out, converter_of, print_json
+from secateur.cli.options import add_checkpoint, add_format, add_out, converter_of, print_json, say_next
 from secateur.cli.words import number_or_text, parse_layers, refuse_without_effect
 from secateur.errors import RequestError
 
@@ -72,7 +72,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     if options["json"]:
         print_json({**dataclasses.asdict(report), "target": str(report.target)})
         return
-    _show(report, options)
+    _show(report, options, progress)
 
 
 def _folder(source: str, revision: str | None) -> Path:
@@ -84,7 +84,7 @@ def _folder(source: str, revision: str | None) -> Path:
     return local_checkpoint(source, revision=revision)
 
 
-def _show(report: CutReport, options: dict[str, Any]) -> None:
+def _show(report: CutReport, options: dict[str, Any], progress: Any) -> None:
     """What was done, or would be, for people."""
     from secateur.report.comparison import format_bytes
 
@@ -101,8 +101,10 @@ def _show(report: CutReport, options: dict[str, Any]) -> None:
         return
     if report.target.suffix == ".gguf":
         print(f"the pruned model is {options['out']}")
+        say_next(progress, "check", options["model"], options["out"])
     else:
-        print(f"the pruned checkpoint is in {options['out']}; next: secateur eval {options['out']} --data SPEC")
+        print(f"the pruned checkpoint is in {options['out']}")
+        say_next(progress, "eval", options["out"], "--data", "SPEC")
 
 
 def _left_undone(plan: PruningPlan, report: CutReport) -> str | None:

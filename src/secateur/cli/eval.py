@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli.options import add_loading, add_placement, add_seed, placement_of, print_json, say_next
@@ -62,5 +63,15 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         print_json({**circumstances(command=words, seed=options["seed"]), "models": rows})
     else:
         results_console().print(perplexity_table(rows) if options["tasks"] is None else tasks_table(rows))
-        models = options["models"]
-        say_next(progress, "bench", *(models if len(models) > 1 else ["DENSE", *models]))
+        say_next(progress, *_following(options))
+
+
+def _following(options: dict[str, Any]) -> list[str]:
+    """The command that goes on from here: one model alone is to be compared if it was pruned, else to be pruned."""
+    models = options["models"]
+    if len(models) > 1:
+        return ["bench", *models]
+    if (Path(models[0]) / "secateur" / "plan.json").is_file():
+        return ["bench", "DENSE", *models]
+    revision = [] if options["revision"] is None else ["--revision", options["revision"]]
+    return ["prune", *models, *revision, "--data", "SPEC", "--drop", "25%", "--out", "DIR"]
