@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from documents import Block
 from secateur import PruningPlan, cli
+from secateur.cli.recipes import settings_file
 
 READ_ONLY = {
     "secateur demo": "reads its model from the hub; tests/test_sample.py",
@@ -126,5 +127,6 @@ def run(words: Sequence[str]) -> int:
 
 def _settings_of(words: Sequence[str]) -> str:
     """What the file says that a command names by --config, or the method that is taken where it names none."""
-    named = [Path(file).read_text(encoding="utf-8") for flag, file in pairwise(words) if flag == "--config"]
+    files = [settings_file(file, words[1]) for flag, file in pairwise(words) if flag == "--config"]
+    named = [Path(file).read_text(encoding="utf-8") for file in files]
     return "\n".join(named) or ("" if "--method" in words else "method: elder")

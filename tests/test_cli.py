@@ -175,7 +175,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out SHORT/out --drop 2": ("short.txt", "choose an --out"),
     "prune MODEL --data DATA --out OUT --drop 2 --config BADYAML": ("bad.yaml is not YAML: line 2", "mend it"),
     "prune MODEL --data DATA --out OUT --drop 2 --config UNKNOWN": ("'num_sequence' is not", "did you mean num_sequences?"),
-    "prune MODEL --data DATA --out OUT --drop 2 --config none.yaml": ("none.yaml", "--help"),
+    "prune MODEL --data DATA --out OUT --drop 2 --config none.yaml": ("none.yaml is no file", "give a YAML file"),
     "score MODEL --data DATA --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
     "score MODEL --data DATA --method random --out nowhere/plan.json": ("nowhere/plan.json", "a directory that exists"),
     "score MODEL --data DATA --method random --out FOLDER": ("folder", "choose a file"),

@@ -48,6 +48,7 @@ def main() -> None:
         secateur("--help")
         secateur("doctor", "--no-network")
         secateur("prune", model, *windows, "--drop", "2", "--out", out)
+        secateur("prune", model, "--config", "quick-look", *windows, "--out", str(Path(place, "looked-at")))
         secateur("cut", model, "--layers", "1,3", "--out", cut)
         secateur("check", model, cut)
         secateur("report", out, "--out", str(Path(place, "report.html")))

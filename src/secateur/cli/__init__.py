@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.cli.recipes import recipes_for, settings_file
 from secateur.cli.words import (
     check_settings_files,
     explained,
@@ -135,6 +136,7 @@ def _run(words: list[str]) -> int:
     parser = _parser(words[0], words[1:])
     methods = parser.methods
     files, others = without_files([with_underscores(word, methods) for word in words[1:]])
+    files = [settings_file(file, words[0]) for file in files]
     plain = [*(f"--config={file}" for file in files), *others]  # what is typed counts, wherever a file stands
     check_settings_files(files, methods)
     try:
@@ -237,7 +239,10 @@ def _parser(command: str, words: Sequence[str] | None = None) -> Parser:
         allow_abbrev=False,  # else a typing error could be taken for a longer option
     )
     parser.words = EVERYTHING if words is None else words
-    parser.add_argument("--config", action="config", help="read options from a YAML file; --print-config writes one")
+    named = "".join(f", or ready-made settings: {', '.join(names)}" for names in [recipes_for(command)] if names)
+    parser.add_argument(
+        "--config", action="config", help=f"read options from a YAML file{named}; --print-config writes one"
+    )
     module.add_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
