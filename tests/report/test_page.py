@@ -53,7 +53,7 @@ def test_the_verdict_equals_the_sentence_by_hand() -> None:
 def test_the_verdict_says_a_large_change_as_the_table_does_and_what_chance_gives() -> None:
     large = run(metrics__dense__perplexity=58.99, metrics__pruned__perplexity=192.2)
     assert "perplexity rose from 58.99 to 192.2 (×3.3)" in verdict(large)
-    assert "<td>×3.3</td>" in report_page([large])
+    assert re.search("<td[^>]*>×3.3</td>", report_page([large]))
     task = tuned(0.8, 0.85)
     task.record["metrics"]["pruned"]["task"]["chance"] = 0.5
     assert "0.800 (95 % 0.700 to 0.900, 300 items, chance alone 0.500)" in verdict(task)
