@@ -32,8 +32,11 @@ def test_metadata_for_the_hub():
 
 
 def test_what_was_measured_is_in_the_model_index():
-    (result,) = ModelCard(model_card(RECORD, "org/base")).data.eval_results
-    assert (result.metric_type, result.metric_value, result.dataset_name) == ("perplexity", 25.0, "python-docs")
+    results = ModelCard(model_card(RECORD, "org/base")).data.eval_results
+    assert [(each.metric_type, each.metric_value, each.dataset_name) for each in results] == [
+        ("perplexity", 25.0, "python-docs"), ("dense_perplexity", 20.0, "python-docs"),
+    ]  # fmt: skip
+    assert results[1].metric_name == "perplexity of the dense model"
     task = {"metric": "accuracy", "value": 0.8, "interval": [0.7, 0.9], "num_items": 300}
     tuned = {
         **RECORD,
@@ -42,8 +45,9 @@ def test_what_was_measured_is_in_the_model_index():
         "metrics": {"dense_tuned": {"task": {**task, "value": 0.85}}, "pruned": {"task": task}},
     }
     text = model_card(tuned, "org/base")
-    (result,) = ModelCard(text).data.eval_results
-    assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.8, "task.jsonl")
+    assert [(each.metric_type, each.metric_value, each.dataset_name) for each in ModelCard(text).data.eval_results] == [
+        ("accuracy", 0.8, "task.jsonl"), ("dense_accuracy", 0.85, "task.jsonl"),
+    ]  # fmt: skip
     assert "| this model | 0.8 | 0.7 to 0.9 |" in text
     assert "| dense, fine-tuned alike | 0.85 | 0.7 to 0.9 |" in text
 
@@ -120,6 +124,15 @@ def test_a_speed_in_doubt_stands_below_the_table():
     assert "The speed is in doubt" not in model_card(RECORD, "org/base")
 
 
+def test_a_licence_and_a_base_that_are_not_known_are_said_not_to_be(tmp_path):
+    unknown, no_base = "Licence unknown: see the base model's", "The base model was a local directory"
+    local, hub = model_card(RECORD, str(tmp_path)), model_card(RECORD, "org/base", inherited={"license": "mit"})
+    assert unknown in local
+    assert no_base in local
+    assert unknown not in hub
+    assert no_base not in hub
+
+
 def test_an_empty_record_still_makes_a_card():
     assert "## How to load it" in model_card({}, "org/base")
 
@@ -140,10 +153,11 @@ def test_data_sets_of_the_hub_are_named_as_such_and_others_are_not():
     record = {**RECORD, "data": {"spec": "wikitext2"}, "eval_data": {"spec": "hub:owner/text/config:test#body"}}
     data = ModelCard(model_card(record, "org/base")).data
     assert data.datasets == ["Salesforce/wikitext"]
-    assert [result.dataset_type for result in data.eval_results] == ["owner/text"]
+    assert {result.dataset_type for result in data.eval_results} == {"owner/text"}
+    assert {(result.dataset_config, result.dataset_split) for result in data.eval_results} == {("config", "test")}
     local = ModelCard(model_card(RECORD, "org/base")).data
     assert local.datasets is None
-    assert [result.dataset_type for result in local.eval_results] == ["text"]
+    assert {result.dataset_type for result in local.eval_results} == {"text"}
 
 
 def test_a_fine_tuning_and_its_adapter_are_explained():

@@ -19,7 +19,7 @@ from pathlib import Path
 from secateur.data.loader import LOADERS, load_files, load_hub
 from secateur.errors import DataError
 
-__all__ = ["HUB_TEXTS", "PYTHON_DOCS", "HubText", "dataset_on_hub", "load_documents"]
+__all__ = ["HUB_TEXTS", "PYTHON_DOCS", "HubText", "dataset_on_hub", "load_documents", "part_on_hub"]
 
 PYTHON_DOCS = "python-docs"
 """The SPEC of the text that ships with Python."""
@@ -112,6 +112,15 @@ def dataset_on_hub(spec: str) -> str | None:
         return HUB_TEXTS[name].dataset
     match = re.match(r"hub:([^/:\s]+/[^/:\s]+)", name)
     return match[1] if match else None
+
+
+def part_on_hub(spec: str) -> tuple[str | None, str | None]:
+    """The configuration and the split of the data set on the Hub that `spec` means, each None where it names none."""
+    name = spec.partition("#")[0]
+    if name in HUB_TEXTS:
+        return HUB_TEXTS[name].config, None
+    match = re.fullmatch(r"hub:[^/:\s]+/[^/:\s]+(?:/([^:\s]+))?(?::(\S+))?", name)
+    return (match[1], match[2]) if match else (None, None)
 
 
 def _name_and_column(spec: str) -> tuple[str, str | None]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.data.text import dataset_on_hub
+from secateur.data.text import dataset_on_hub, part_on_hub
 from secateur.report.comparison import compared, doubt_of_speed, layer_ranges, measured_in_words
 from secateur.report.places import is_place, last_part, shortened
 from secateur.report.weights import dense_in_words, weight_changes
@@ -45,7 +45,7 @@ def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping
         tags=["secateur", "pruning", "layer-pruning"],
         **{key: value for key, value in (inherited or {}).items() if key in _INHERITED and value},
     )
-    sections = [_title(record, name), _table(record), _task(record), _making(record), _loading(record), _LIMITS]
+    sections = [_title(record, name), _table(record), _task(record), _making(record), _loading(record), _limits(data)]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -125,25 +125,38 @@ def _task(record: Mapping[str, Any]) -> str:
 
 
 def _results(record: Mapping[str, Any]) -> list[Any]:
-    """What was measured of the pruned model, as the hub's model-index takes it."""
+    """What was measured, as the hub's model-index takes it: of the dense model under a name of its own."""
+    metrics = record.get("metrics") or {}
+    pruned, dense = metrics.get("pruned") or {}, metrics.get("dense") or {}
+    found: list[tuple[str, str, Any, str]] = []
+    text = (record.get("eval_data") or {}).get("spec")
+    if text:
+        found = [
+            ("perplexity", "perplexity", pruned.get("perplexity"), text),
+            ("dense_perplexity", "perplexity of the dense model", dense.get("perplexity"), text),
+        ]
+    test = ((record.get("data") or {}).get("test") or {}).get("spec")
+    if test and "task" in pruned:
+        name = pruned["task"]["metric"]
+        found.append((name, name.replace("_", " "), pruned["task"].get("value"), test))
+        of_dense = (metrics.get("dense_tuned") or {}).get("task") or {}
+        found.append((f"dense_{name}", f"{name} of the dense model, fine-tuned alike", of_dense.get("value"), test))
+    if not (found and _finite(found[0][2])):
+        return []
+    return [_result(*each, pruned) for each in found if _finite(each[2])]
+
+
+def _result(kind: str, name: str, value: float, spec: str, measured: Mapping[str, Any]) -> Any:
+    """One figure of a model on a text or task."""
     from huggingface_hub import EvalResult
 
-    pruned = (record.get("metrics") or {}).get("pruned") or {}
-    found = []
-    text = (record.get("eval_data") or {}).get("spec")
-    if text and _finite(pruned.get("perplexity")):
-        found.append(("perplexity", pruned["perplexity"], text))
-    test = ((record.get("data") or {}).get("test") or {}).get("spec")
-    task = pruned.get("task") or {}
-    if test and _finite(task.get("value")):
-        found.append((task["metric"], task["value"], test))
-    return [
-        EvalResult(
-            task_type="text-generation", dataset_type=dataset_on_hub(name) or "text", dataset_name=shortened(name),
-            metric_type=metric, metric_value=round(float(value), 6),
-        )
-        for metric, value, name in found
-    ]  # fmt: skip
+    config, split = part_on_hub(spec)
+    window = {key: measured[key] for key in ("window", "stride") if measured.get(key)}
+    return EvalResult(
+        task_type="text-generation", dataset_type=dataset_on_hub(spec) or "text", dataset_name=shortened(spec),
+        dataset_config=config, dataset_split=split, metric_type=kind, metric_name=name, metric_value=round(float(value), 6),
+        metric_args=window or None,
+    )  # fmt: skip
 
 
 def _datasets(record: Mapping[str, Any]) -> list[str]:
@@ -225,6 +238,16 @@ model = AutoModelForCausalLM.from_pretrained(folder)
 tokens = tokenizer("The three states of matter are", return_tensors="pt")
 print(tokenizer.decode(model.generate(**tokens, max_new_tokens=32)[0], skip_special_tokens=True))
 ```"""
+
+
+def _limits(data: Any) -> str:
+    """What to expect of it, and what is not known of its licence and its base."""
+    unknown = []
+    if not data.license:
+        unknown.append("- Licence unknown: see the base model's, which holds for this one too.")
+    if not data.base_model:
+        unknown.append("- The base model was a local directory: where it comes from is not known here.")
+    return "\n".join([_LIMITS, *unknown])
 
 
 _LIMITS = """## Limits
