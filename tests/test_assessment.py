@@ -96,6 +96,21 @@ def test_a_model_measured_on_the_text_it_was_calibrated_on_is_said_to_be_flatter
     assert [line.startswith(beginning) for line in said] == [True] * seen
 
 
+@pytest.mark.parametrize(("windows", "said"), [(64, ["2 thousand tokens to read, about 2 min"]), (32, [])])
+def test_how_long_a_text_takes_is_said_ahead_where_there_is_much_of_it(
+    windows: int, said: list[str], tiny_checkpoint: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secateur.assessment.tokens_per_second", lambda *_: 16.0)
+    notes: list[str] = []
+
+    class Noted(Silent):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    evaluate([tiny_checkpoint], data=text, sequence_length=32, num_sequences=windows, batch_size=4, progress=Noted())
+    assert notes == [f"{tiny_checkpoint}: {line}" for line in said]
+
+
 def test_tasks_are_those_of_the_harness_with_their_mean(
     tiny_checkpoint: Path, tiny_tokenizer: Any, folder: Path, text: str
 ) -> None:

@@ -58,6 +58,14 @@ class Notes:
 
 
 @pytest.mark.usefixtures("fake_clock")
+def test_bench_says_after_the_first_turn_how_long_the_others_take(tiny_checkpoint: Path, cut: Path) -> None:
+    notes = Notes()
+    bench(tiny_checkpoint, [cut], settings=SETTINGS, memory=False, progress=notes)
+    reading, writing = (6 + 4) * (1 + 2) + 4, 0.1 * (6 + 4) * 4 * 2  # layers × sequences, and the first tokens
+    assert notes.said[-1] == f"a turn takes about {reading + writing:.0f} s: about {2 * 42} s for the 2 to come"
+
+
+@pytest.mark.usefixtures("fake_clock")
 def test_record_holds_both_models_and_the_ratios_of_their_times(tiny_checkpoint: Path, cut: Path) -> None:
     record = bench(tiny_checkpoint, [cut], settings=SETTINGS, memory=False, command=["secateur", "bench"])
     dense, pruned = record["models"]
@@ -120,7 +128,7 @@ def test_what_else_differs_and_a_busy_machine_are_said(
     monkeypatch.setattr(benchmark.psutil, "cpu_count", lambda: 8)
     notes = Notes()
     bench(tiny_checkpoint, [tmp_path / "other"], settings=SETTINGS, memory=False, progress=notes)
-    differs, busy = notes.said
+    differs, busy, _ = notes.said
     assert differs.startswith(f"{tmp_path / 'other'} has a vocabulary of 64, {tiny_checkpoint} of 128")
     assert busy.startswith("this machine is busy (load 7.0 on 8 cores)")
 

@@ -11,17 +11,23 @@ from typing import Any
 from secateur.context import check_window
 from secateur.data import TokenBatches, evaluation_windows
 from secateur.data.text import dataset_on_hub
+from secateur.decoder import Decoder
 from secateur.errors import DataError, RequestError
 from secateur.evaluation.harness import HarnessTasks, mean_score
 from secateur.loading import Placement, load_config, load_model, load_tokenizer
-from secateur.progress import Progress, Silent
+from secateur.methods import Run
+from secateur.processes import count
+from secateur.progress import Progress, Silent, duration
 from secateur.report.record import revision_of
 from secateur.report.reported import load_run
-from secateur.stages import quality, size
+from secateur.stages import quality, size, tokens_per_second
 
 __all__ = ["evaluate"]
 
 logger = logging.getLogger(__name__)
+
+_FEW_BATCHES = 8
+"""Batches of text that are read in about the time that it takes to say how long they will take."""
 
 
 def evaluate(
@@ -151,6 +157,10 @@ def _refuse_without_effect(needed: str, given: object, options: Mapping[str, obj
 
 
 def _text_figures(model: Any, windows: TokenBatches, name: str, progress: Progress) -> dict[str, Any]:
+    if len(windows) > _FEW_BATCHES:
+        speed = tokens_per_second(Decoder(model, verify=False), windows.take(windows.batch_size).input_ids, Run())
+        tokens, seconds = windows.num_tokens, windows.num_tokens / speed / count()
+        progress.note(f"{name}: {tokens / 1e3:,.0f} thousand tokens to read, about {duration(seconds)}")
     measured = quality(model, windows, progress, f"measuring the perplexity of {name}")
     return {**measured, "data": windows.describe()}
 

@@ -107,7 +107,7 @@ def compare(models: Mapping[str, Any], settings: SpeedSettings, *, progress: Pro
     load, cores = psutil.getloadavg()[0], psutil.cpu_count() or 1
     if load > cores / 2:
         progress.note(f"this machine is busy (load {load:.1f} on {cores} cores): the figures will be uncertain")
-    laps = measure_speed(models, settings, progress=progress)
+    laps = measure_speed(models, settings, progress=progress, says_how_long=True)
     work = {name: count_work(model, settings) for name, model in models.items()}
     of = {name: {load: by_name[name] for load, by_name in laps.items()} for name in models}
     dense, *others = models

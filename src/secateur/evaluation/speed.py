@@ -14,7 +14,7 @@ from secateur.context import check_context
 from secateur.errors import RequestError, RunError
 from secateur.evaluation.graphs import recorded_step
 from secateur.evaluation.inference import inference, input_device, read_prompt
-from secateur.progress import Progress, Silent
+from secateur.progress import Progress, Silent, duration
 from secateur.settings import check_at_least
 
 if TYPE_CHECKING:
@@ -89,7 +89,11 @@ class Laps:
 
 
 def measure_speed(
-    models: Mapping[str, PreTrainedModel], settings: SpeedSettings, *, progress: Progress = _SILENT
+    models: Mapping[str, PreTrainedModel],
+    settings: SpeedSettings,
+    *,
+    progress: Progress = _SILENT,
+    says_how_long: bool = False,
 ) -> dict[Workload, dict[str, tuple[Laps, ...]]]:
     """Measure greedy generation of each model, in turn (A B A B …), after one short warm-up turn.
 
@@ -101,6 +105,7 @@ def measure_speed(
         models: the models by name, all in memory at once.
         settings: what is measured, and how often.
         progress: told of each measurement.
+        says_how_long: after the first turn, how long the others will take.
 
     Returns:
         For each workload and model its laps, one a turn.
@@ -124,6 +129,12 @@ def measure_speed(
                     if turn:  # turn 0 warms up
                         laps[load][name].append(measured)
                     advance(1)
+            if says_how_long and turn == 1 < settings.repeats:
+                taken = sum(lap.first_token + lap.decode for named in laps.values() for (lap,) in named.values())
+                left = settings.repeats - 1
+                progress.note(
+                    f"a turn takes about {duration(taken)}: about {duration(left * taken)} for the {left} to come"
+                )
     return {load: {name: tuple(turns) for name, turns in by_name.items()} for load, by_name in laps.items()}
 
 
