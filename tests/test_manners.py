@@ -99,6 +99,14 @@ def test_the_script_has_every_command_its_options_and_the_methods(shell: str) ->
         (["prune", "M", "--elder.absorb", ""], ["map", "projection"]),
         (["tune", "M", "--data", "x", "--train", ""], ["full", "lora"]),
         (["completion", "z"], ["zsh"]),
+        (["prune", "M", "--method", "=", "shortg"], ["shortgpt"]),  # as bash parts --method=shortg
+        (["prune", "M", "--data=x", "--recover", "="], ["none", "lora", "partial", "full", "distill"]),
+        (["prune", "M", "--method", "=", "sleb", "--max-p"], ["--max-ppl-increase"]),
+        (["eval", "M", "--data", "wiki"], ["wikitext2"]),
+        (["prune", "M", "--eval-data", "=", "py"], ["python-docs"]),
+        (["eval", "M", "--data", "scr"], ["script"]),  # a file
+        (["prune", "M", "--config", "general"], ["general-small"]),
+        (["tune", "M", "--config", "general"], []),
     ],
 )
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
@@ -110,9 +118,21 @@ def test_bash_completes(typed: list[str], completed: list[str], tmp_path: Path) 
         'printf "%s\\n" "${COMPREPLY[@]}"'
     )
     ran = subprocess.run(
-        ["bash", "-c", asked, str(tmp_path / "script"), *typed], capture_output=True, text=True, check=True
+        ["bash", "-c", asked, str(tmp_path / "script"), *typed],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
     )
     assert ran.stdout.split() == completed
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_that_is_here_finds_nothing_wrong_with_its_script(shell: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell} here")
+    (tmp_path / "script").write_text(script(shell))
+    subprocess.run([shell, "--no-execute" if shell == "fish" else "-n", str(tmp_path / "script")], check=True)
 
 
 def test_completion_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, get_args
 
 from secateur.cli.options import print_json
+from secateur.cli.recipes import recipes_for
 from secateur.errors import RequestError
 
 if TYPE_CHECKING:
@@ -26,6 +27,26 @@ _WHERE = {
 }
 """Shell → where its script goes."""
 
+_EQUALS_SIGNS = """
+# bash takes --method=sh for three words: without the middle one it is --method sh.
+_secateur() {
+  local index number=$COMP_CWORD
+  local -a words=()
+  for index in "${!COMP_WORDS[@]}"; do
+    if [[ "${COMP_WORDS[$index]}" != "=" ]]; then
+      words+=("${COMP_WORDS[$index]}")
+    elif [[ $index -eq $COMP_CWORD ]]; then
+      words+=("")
+    elif [[ $index -lt $COMP_CWORD ]]; then
+      number=$((number - 1))
+    fi
+  done
+  local -a COMP_WORDS=("${words[@]}")
+  local COMP_CWORD=$number
+  _shtab_secateur
+}
+"""
+
 
 def add_options(parser: Parser) -> None:
     """The options of this command."""
@@ -39,6 +60,8 @@ def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     except ImportError as error:
         raise RequestError("completion needs shtab; pip install 'secateur[completion]'") from error
     script = shtab.complete(_all_commands(), options["shell"])
+    if options["shell"] == "bash":
+        script = script.replace("-F _shtab_secateur secateur", "-F _secateur secateur") + _EQUALS_SIGNS
     if options["json"]:
         print_json({"script": script})
     else:
@@ -58,11 +81,39 @@ def _all_commands() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=_module(name).SUMMARY)
         for action in _parser(name)._actions:
             if action.dest != "help" and action.help != argparse.SUPPRESS:
-                _add(command, action)
+                _add(command, action, _named_texts_or_settings(name, action))
     return together
 
 
-def _add(command: argparse.ArgumentParser, action: argparse.Action) -> None:
+def _named_texts_or_settings(command: str, action: argparse.Action) -> list[str]:
+    """The names that an option knows beside those of files."""
+    if action.dest == "config":
+        return recipes_for(command)
+    if action.dest in ("data", "eval_data") and command != "tune":  # which takes tasks
+        from secateur.data.text import HUB_TEXTS, PYTHON_DOCS
+
+        return [PYTHON_DOCS, *HUB_TEXTS]
+    return []
+
+
+def _names_or_files(names: list[str]) -> dict[str, Any]:
+    """How shtab completes one of a few names, or a file."""
+    import shtab
+
+    words = " ".join(names)
+    function = f"_secateur_{'_'.join(names)}_or_files".replace("-", "_")
+    return {
+        "bash": function,
+        "zsh": function,
+        "fish": f"{words} {shtab.FILE['fish']}",
+        "preamble": {
+            "bash": f'{function}() {{\n  compgen -W "{words}" -- "$1"\n  compgen -f -- "$1"\n}}\n',
+            "zsh": f"{function}() {{\n  _alternative 'names:name:({words})' 'files:file:_files'\n}}\n",
+        },
+    }
+
+
+def _add(command: argparse.ArgumentParser, action: argparse.Action, named: list[str]) -> None:
     """One option or word of a command; where no values are known, files are completed."""
     import shtab
 
@@ -77,7 +128,7 @@ def _add(command: argparse.ArgumentParser, action: argparse.Action) -> None:
     else:
         placeholder = action.metavar or names[0].lstrip("-").rpartition(".")[2].upper()
         added: Any = command.add_argument(*names, nargs=action.nargs, metavar=placeholder, **described)
-        added.complete = shtab.FILE
+        added.complete = _names_or_files(named) if named else shtab.FILE
 
 
 def _choices(action: argparse.Action) -> list[str] | None:
