@@ -12,15 +12,15 @@ __all__ = ["learned_scores", "weights_learned"]
 
 
 def learned_scores(run: ReportedRun) -> tuple[list[float | None], bool]:
-    """The scores to show, and whether some are learned weights in the place of the 0 that says that a layer went.
+    """The scores to show, and whether they are weights that only nominated, and the calibration loss decided.
 
-    Where the calibration loss decides among the layers with the smallest weights, a plan gives those that went the score 0.
+    A plan may then give the layers that went the score 0; their weights as they were learned stand in its place.
     """
     scores, rows = run.record["scores"], _about(run).get("weights_by_round")
     shortlist = ((run.record.get("method") or {}).get("options") or {}).get("shortlist", 1)
-    went = [layer for layer in run.record["dropped"] if scores[layer] == 0]
-    if not rows or shortlist == 1 or not went:
+    if not rows or shortlist == 1:
         return scores, False
+    went = [layer for layer in run.record["dropped"] if scores[layer] == 0]
     return [rows[-1][layer] if layer in went else score for layer, score in enumerate(scores)], True
 
 
