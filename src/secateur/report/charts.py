@@ -106,10 +106,12 @@ def heat_map(
         for column in sorted(marked)
     ]  # fmt: skip
     columns = [str(column) for column in range(len(rows[0]))]
+    stands = list(label_rows(columns, wide))
+    below = ROW if any("low" in how for how in stands) else 0
     labels = [
         el("text", name, x=round(LEFT + (column + 0.5) * wide, 1), y=round(bottom + BELOW, 1),
            class_=f"{how} gone" if column in marked else how)
-        for column, (name, how) in enumerate(zip(columns, label_rows(columns, wide), strict=True))
+        for column, (name, how) in enumerate(zip(columns, stands, strict=True))
     ]  # fmt: skip
     ends = [
         el("text", numbers[row], x=LEFT - 6, y=round(TOP + (place + 0.8) * high, 1), class_="tick end")
@@ -124,7 +126,7 @@ def heat_map(
     marks = [*cells, *went, outline, *labels, *ends]
     key = _scale("the row's least" if from_least else "0", "the row's largest" if most is None else format_small(most),
                  from_least=from_least, marked=bool(marked))  # fmt: skip
-    return drawing(title, x_title, y_title, marks, height=round(bottom + BOTTOM + ROW), key=key, says=says)
+    return drawing(title, x_title, y_title, marks, height=round(bottom + BOTTOM + below), key=key, says=says)
 
 
 def _scale(low: str, high: str, *, from_least: bool, marked: bool) -> Html:
