@@ -15,7 +15,8 @@ from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundEr
 from secateur import pipeline
 from secateur.cli import main
 from secateur.errors import RequestError
-from secateur.hub import Upload, checked
+from secateur.hub import Upload, checked, not_told
+from secateur.places import places_in, without_places
 
 TOKEN = "hf_" + "aSecretThatMustStayOne"
 PRUNE = ["--method=random", "--drop=2", "--sequence-length=32", "--num-sequences=8", "--num-eval-sequences=4"]
@@ -93,6 +94,11 @@ def _without_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         pipeline.prune, "__kwdefaults__", {**pipeline.prune.__kwdefaults__, "speed": False, "prompts": ("a",)}
     )
+
+
+def uploaded_apart(hub: MadeUpHub) -> list[str]:
+    """What is not uploaded with the folder, but for an adapter's configuration."""
+    return [name for name in hub.options_of("upload_folder")["ignore_patterns"] if not name.startswith("adapter/")]
 
 
 def the_line(err: str) -> str:
@@ -178,7 +184,17 @@ def test_prune_pushes_the_proven_checkpoint_last_and_no_token_is_in_any_file(
     words = ["prune", str(dense), "--data", text, *PRUNE, "--out", str(out), "--json"]
     assert main([*words, "--push-to-hub=small", "--private"]) == 0
     captured = capsys.readouterr()
-    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]
+    told = ["record.json", "request.json", "plan.json", "report.html", "run.log"]
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder", *["upload_file"] * len(told)]
+    sent = {options["path_in_repo"]: options["path_or_fileobj"] for name, options in hub.calls if name == "upload_file"}
+    assert list(sent) == [f"secateur/{name}" for name in told] == uploaded_apart(hub)
+    assert not [name for name, content in sent.items() if str(tmp_path).encode() in content]
+    theirs, ours = (
+        json.loads(each) for each in (sent["secateur/record.json"], (out / "secateur/record.json").read_bytes())
+    )
+    assert (theirs["model"]["id"], theirs["data"]["spec"]) == ("dense", "text.txt")
+    assert (ours["model"]["id"], ours["data"]["spec"]) == (str(dense), text)
+    assert theirs["metrics"] == ours["metrics"]
     assert hub.options_of("create_repo") == {"repo_id": "ada/small", "private": True, "exist_ok": True}
     uploaded = hub.options_of("upload_folder")
     assert (uploaded["folder_path"], uploaded["repo_id"], uploaded["revision"]) == (out, "ada/small", None)
@@ -191,6 +207,36 @@ def test_prune_pushes_the_proven_checkpoint_last_and_no_token_is_in_any_file(
     assert ModelCard.load(out / "README.md").data.license_name == "mine"
     assert (out / "LICENSE.txt").read_text() == "do as you like"
     assert not [file for file in files if TOKEN.encode() in file.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "missing"),
+    [
+        ("license: mit\nbase_model: a/b", None),
+        ("license: mit", "no base model"),
+        ("base_model: a/b", "no licence"),
+        ("tags: [x]", "no licence and no base model"),
+    ],
+)
+def test_what_a_card_does_not_name_is_said_in_one_line(metadata: str, missing: str | None, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# card\n")
+    said = not_told(tmp_path)
+    assert (said is None) if missing is None else (f"the model card names {missing}: add what you know to" in str(said))
+    (tmp_path / "README.md").unlink()
+    assert "there is no model card" in str(not_told(tmp_path))
+
+
+def test_paths_are_by_their_last_part_and_texts_of_models_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    record = {
+        "command": "secateur prune /srv/models/a --data='/srv/my texts/b.txt' --out ./c",
+        "model": {"id": "/srv/models/a"}, "list": ["/srv/models", "hub:owner/name", "a/b"],
+        "generations": {"dense": ["/not/a/place"]},
+    }  # fmt: skip
+    places = places_in(record)
+    assert places == {"/srv/models/a", "/srv/my texts/b.txt", "/srv/models"}
+    text = json.dumps({"a": "/srv/models/a", "b": "/srv/models/other", "c": "/home/me/x", "d": "/not/a/place"})
+    assert json.loads(without_places(text, places)) == {"a": "a", "b": "models/other", "c": "~/x", "d": "/not/a/place"}
 
 
 @pytest.mark.parametrize(
@@ -234,7 +280,7 @@ def test_an_adapter_names_the_repository_as_its_base_and_no_directory_of_this_ma
     config = folder / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({"base_model_name_or_path": str(folder), "r": 8}))
     assert main(["push", str(folder), "ada/tuned", "--quiet"]) == 0
-    assert hub.options_of("upload_folder")["ignore_patterns"] == ["adapter/adapter_config.json"]
+    assert hub.options_of("upload_folder")["ignore_patterns"][0] == "adapter/adapter_config.json"
     uploaded = hub.options_of("upload_file")
     assert uploaded["path_in_repo"] == "adapter/adapter_config.json"
     assert json.loads(uploaded["path_or_fileobj"]) == {"base_model_name_or_path": "ada/tuned", "r": 8}

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import RequestError, RunError
+from secateur.places import places_in, without_places
 
-__all__ = ["Upload", "checked", "push"]
+__all__ = ["Upload", "checked", "not_told", "push"]
 
 _FORMER = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json"]
 """Weights of an earlier version in the repository: left there, they would be loaded in place of the new ones, or beside them."""
 
 _ADAPTER = "adapter/adapter_config.json"
+
+_ABOUT = tuple(f"secateur/{name}" for name in ("record.json", "request.json", "plan.json", "report.html", "run.log"))
+"""What tells of the run, and with that of places on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,21 @@ def checked(upload: Upload) -> Upload:
     return upload
 
 
+def not_told(folder: str | Path) -> str | None:
+    """One line on what the card of a checkpoint does not say and others need; None where it says all."""
+    from huggingface_hub import ModelCard
+
+    card = Path(folder, "README.md")
+    if not card.is_file():
+        return f"there is no model card in {folder} (README.md): nobody will know how it was made"
+    try:
+        data = ModelCard.load(card, ignore_metadata_errors=True).data
+    except Exception:  # a card in whatever state: the hub says what is wrong with it
+        return None
+    missing = [words for name, words in (("license", "licence"), ("base_model", "base model")) if not data.get(name)]
+    return f"the model card names no {' and no '.join(missing)}: add what you know to {card}" if missing else None
+
+
 def push(folder: str | Path, upload: Upload) -> str:
     """Upload a finished checkpoint; the value is its address.
 
@@ -103,11 +122,13 @@ def push(folder: str | Path, upload: Upload) -> str:
             folder_path=folder,
             commit_message="Upload a model pruned by secateur",
             delete_patterns=_FORMER,
-            ignore_patterns=[_ADAPTER],
+            ignore_patterns=[_ADAPTER, *_ABOUT],
             **common,
         )
         if (folder / _ADAPTER).is_file():
             api.upload_file(path_or_fileobj=_adapter_on_hub(folder, repo_id), path_in_repo=_ADAPTER, **common)
+        for name, content in _told(folder).items():
+            api.upload_file(path_or_fileobj=content, path_in_repo=name, **common)
     except (Exception, KeyboardInterrupt) as error:
         kept = f"the checkpoint in {folder} is finished and was left as it is; push it again: {upload.by_hand(folder)}"
         if isinstance(error, KeyboardInterrupt):
@@ -146,6 +167,15 @@ def _check_private(upload: Upload, api: Any) -> None:
         raise RequestError(
             f"{upload.repo_id} is there and public; choose another id, make it private on the hub, or leave --private out"
         )
+
+
+def _told(folder: Path) -> dict[str, bytes]:
+    """What tells of the run, with paths of this machine by their last part; the files themselves stay as they are."""
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in _ABOUT if (folder / name).is_file()}
+    places = {str(folder.absolute())}
+    for name, text in texts.items():
+        places |= places_in(json.loads(text)) if name.endswith(".json") else set()
+    return {name: without_places(text, places).encode() for name, text in texts.items()}
 
 
 def _adapter_on_hub(folder: Path, repo_id: str) -> bytes:

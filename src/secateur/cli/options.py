@@ -201,10 +201,12 @@ def upload_of(options: dict[str, Any]) -> Any:
 
 def push_finished(folder: Path, upload: Any, progress: Any) -> None:
     """Upload a result, if that was asked for; it is printed by then, so that a failure here takes nothing away."""
-    from secateur.hub import push
+    from secateur.hub import not_told, push
     from secateur.processes import by_first
 
     if upload is not None:
+        if (gap := not_told(folder)) is not None:
+            progress.note(gap)
         progress.note(f"pushing {folder} to {upload.repo_id}")
         progress.note(f"pushed to {by_first(lambda: push(folder, upload))}")
 

@@ -27,14 +27,14 @@ def add_options(parser: Parser) -> None:
 
 def run(options: dict[str, Any], progress: Any, _: list[str]) -> None:
     """Do what was asked for."""
-    from secateur.hub import Upload, checked, push
+    from secateur.hub import Upload, checked, not_told, push
 
     folder = Path(options["model"])
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise RequestError(f"{folder} is no checkpoint: give a directory that holds config.json and *.safetensors")
     upload = checked(Upload(repo_id=options["repo_id"], private=options["private"], revision=options["revision"]))
-    if not (folder / "README.md").is_file():
-        progress.note(f"there is no model card in {folder} (README.md): nobody will know how it was made")
+    if (gap := not_told(folder)) is not None:
+        progress.note(gap)
     progress.note(f"pushing {folder} to {upload.repo_id}")
     address = push(folder, upload)
     if options["json"]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from secateur.data.text import dataset_on_hub, part_on_hub
+from secateur.places import is_place, last_part, shortened
 from secateur.report.comparison import compared, doubt_of_speed, layer_ranges, measured_in_words
-from secateur.report.places import is_place, last_part, shortened
 from secateur.report.weights import dense_in_words, weight_changes
 
 __all__ = ["inherited_metadata", "model_card"]

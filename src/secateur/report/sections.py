@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from secateur.places import shortened
 from secateur.report.charts import Bar, bars, format_small, heat_map, lines
 from secateur.report.choice import learned_scores, weights_learned
 from secateur.report.comparison import (
@@ -73,7 +74,7 @@ def _dense_and_pruned(run: ReportedRun) -> Html:
         if (row.dense, row.pruned) != (MISSING, MISSING)
     ]
     text, on = (run.record.get("eval_data") or {}).get("spec"), measured_in_words(run.record)
-    caption = f"Both models; perplexity on {text}{on}" if text and on else "Both models"
+    caption = f"Both models; perplexity on {shortened(str(text))}{on}" if text and on else "Both models"
     return joined(
         table(["measured", "dense", "pruned", "change"], rows, caption=caption), _on_task(run), _judgement(run)
     )

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.places import shortened
 from secateur.report.comparison import format_number, layer_ranges
-from secateur.report.places import shortened
 
 __all__ = ["WeightChange", "changed_in_words", "dense_in_words", "weight_changes"]
 
