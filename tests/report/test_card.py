@@ -103,7 +103,7 @@ def test_what_a_perplexity_stands_on_is_said_beside_it():
     measured = {**RECORD, "eval_data": {"spec": "python-docs", "sequences": 24}, "metrics": metrics}
     assert (
         "measured on `python-docs`, 24 windows of 256 tokens that nothing was chosen or trained on; one standard error: "
-        "dense ± 1.00, pruned ± 1.25, of each alone (the windows are the same, so their difference is surer)."
+        "dense ± 1.00, pruned ± 1.25, of each alone (the windows are the same, so their difference is usually surer)."
         in model_card(measured, "org/base")
     )
     assert "measured on `python-docs`." in model_card(RECORD, "org/base")

@@ -142,7 +142,9 @@ def _errors(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     if not known:
         return ""
     said = ", ".join(f"{name} ± {format_number(error)}" for name, error in known)
-    return f"; one standard error: {said}, of each alone (the windows are the same, so their difference is surer)"
+    return (
+        f"; one standard error: {said}, of each alone (the windows are the same, so their difference is usually surer)"
+    )
 
 
 def cached_generation_in_words(proof: Mapping[str, Any]) -> str:
