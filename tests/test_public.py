@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 import secateur
-from secateur import errors
+from secateur import cli, errors
 from secateur.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 SIGNATURES = Path(__file__).parent / "public_signatures.txt"
+OPTIONS = Path(__file__).parent / "public_options.txt"
 
 
 def public_signatures() -> str:
@@ -75,6 +76,27 @@ def _members(thing: type) -> Iterator[str]:
         elif isinstance(member, (classmethod, staticmethod)) or inspect.isfunction(member):
             function = getattr(member, "__func__", member)
             yield f"{name}({', '.join(_parameters(function))})".replace(", -> ", ") -> ")[:-1]
+
+
+def public_options() -> str:
+    """Every command with its words and options as they are typed, and the settings of methods once: a line each."""
+    lines: list[str] = []
+    of_methods: dict[str, None] = {}
+    for command in cli.COMMANDS:
+        lines.append(f"secateur {command}")
+        for action in cli._parser(command)._actions:
+            typed = ", ".join(name.replace("_", "-") for name in action.option_strings) or str(action.metavar)
+            setting = typed.startswith("--") and typed[2:].partition(".")[0] in METHODS
+            if not setting:
+                lines.append(f"    {typed}")
+            elif "." in typed:
+                of_methods[f"    {typed}"] = None
+    return "\n".join([*lines, "settings of methods", *of_methods]) + "\n"
+
+
+def test_public_options_are_those_that_are_written_down():
+    """The same of the commands' options: `python tests/test_public.py` writes them anew."""
+    assert public_options() == OPTIONS.read_text(encoding="utf-8")
 
 
 def test_public_signatures_are_those_that_are_written_down():
@@ -149,3 +171,4 @@ def test_the_tables_in_the_docs_are_those_made_from_the_result_files(name, page,
 
 if __name__ == "__main__":
     SIGNATURES.write_text(public_signatures(), encoding="utf-8")
+    OPTIONS.write_text(public_options(), encoding="utf-8")

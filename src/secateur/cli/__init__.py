@@ -146,11 +146,8 @@ def _run(words: list[str]) -> int:
             raise
         raise RequestError(explained(error, parser, words[0])) from error
     refuse_settings_of_others(plain, parsed.get("method"))
-    instantiate = (
-        getattr(parser, "instantiate", None) or parser.instantiate_classes
-    )  # its name before jsonargparse 4.49
     with _for_its_machine(parsed.get("hardware")):
-        _do(words, instantiate(parsed))
+        _do(words, parser.instantiate(parsed))
     return 0
 
 
