@@ -28,6 +28,7 @@ from secateur.training.supervised import FineTuning, fine_tune_
 
 __all__ = ["TaskWorkbench"]
 
+_SAMPLED = ("dense", "pruned")
 _SAMPLE_TOKENS = 40
 _SHOWN = 400
 """Characters of a prompt's end that are shown."""
@@ -58,7 +59,8 @@ class TaskWorkbench:
         self.metrics[name] = {
             "num_layers": layers, "num_parameters": count_parameters(model), "task": result.describe(),
         }  # fmt: skip
-        self.written[name] = self._written(model)
+        if name in _SAMPLED:
+            self.written[name] = self._written(model)
 
     def fine_tune_(
         self,
@@ -111,7 +113,7 @@ class TaskWorkbench:
     def samples(self) -> dict[str, list[str]] | None:
         """What the dense and the pruned model wrote after a few test prompts, for people to read; None where there are none."""
         shown = [prompt if len(prompt) <= _SHOWN else f"…{prompt[-_SHOWN:]}" for prompt in self._prompts()]
-        return {"prompts": shown, **{name: self.written[name] for name in ("dense", "pruned")}} if shown else None
+        return {"prompts": shown, **self.written} if shown else None
 
     def _prompts(self) -> list[str]:
         return [example.prompt for example in self.data.test if example.prompt.strip()][: self.num_samples]

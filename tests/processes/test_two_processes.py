@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import filecmp
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from launching import agreement, launched, launched_by_two, write_inputs
+from launching import agreement, launched, launched_by_two
 from phases import slug
 
 pytestmark = pytest.mark.slow
@@ -23,14 +22,6 @@ PHASES = [*SCORED, "eval: perplexity", *TRAINED]
 ROUNDING = 1e-6
 """Relative, of a weight's norm: float32 rounds at 6e-8, and the gradient of a step is summed in another order. A step on half of
 the rows would be off by a thousand times as much."""
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_inputs(folder)
-    shutil.copytree(tiny_checkpoint, folder / "checkpoint")
-    return folder
 
 
 def run(kind: str, inputs: Path, out: Path, phases: list[str], processes: int, **how: bool) -> Path:

@@ -7,12 +7,11 @@ it compiles a small extension when it is first used, for which a compiler has to
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from launching import agreement, launched, write_inputs
+from launching import agreement, launched
 from phases import ZERO, slug
 
 pytest.importorskip("deepspeed", reason="ZeRO needs deepspeed: pip install deepspeed")
@@ -21,14 +20,6 @@ pytestmark = pytest.mark.slow
 
 ROUNDING = 1e-6
 """Relative, of a weight's norm; without clipping, `recover: full, clipped` would be off by forty times as much."""
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_inputs(folder)
-    shutil.copytree(tiny_checkpoint, folder / "checkpoint")
-    return folder
 
 
 def run(inputs: Path, out: Path, processes: int, zero: int | None, *phases: str) -> Path:

@@ -52,12 +52,12 @@ def changed_in_words(record: Mapping[str, Any]) -> str:
     if preparation.get("merge") or preparation.get("folds"):
         done.append("merged with what went")
     before, after = ((each or {}).get("tokens") for each in (preparation.get("training"), recovery))
-    trained = [f"{before:,} tokens{_of(record)} before the cut"] if before else []
-    trained += [f"{after:,} tokens{'' if before else _of(record)} after it"] if after else []
-    if len(trained) == 1:
-        trained = [trained[0].rpartition(" before the cut" if before else " after it")[0]]
-    done += [f"trained on {' and '.join(trained)}"] if trained else []
-    return f"what stays was {' and '.join(done)}{', the dense model was not' if trained else ''}" if done else ""
+    if before and after:
+        done.append(f"trained on {before:,} tokens{_of(record)} before the cut and {after:,} tokens after it")
+    elif before or after:
+        done.append(f"trained on {before or after:,} tokens{_of(record)}")
+    trained = ", the dense model was not" if before or after else ""
+    return f"what stays was {' and '.join(done)}{trained}" if done else ""
 
 
 def dense_in_words(record: Mapping[str, Any]) -> str:
