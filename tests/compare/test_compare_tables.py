@@ -142,6 +142,7 @@ def test_points_are_means_over_seeds_and_leave_out_what_is_lost_or_lacks_the_axi
     assert [(point.method, point.x, point.perplexity) for point in by_parameters] == [
         ("a", 90.0, pytest.approx(20.0)), ("d", 80.0, pytest.approx(20.0)),
     ]  # fmt: skip
+    assert [point.error for point in by_parameters] == [pytest.approx(2.0)] * 2  # 0.1 of 20
     assert [(point.method, point.x) for point in points_of(rows, "speed")] == [("a", pytest.approx(1.3))]
     assert [(point.method, point.x) for point in points_of(rows, "tokens")] == [("a", 0.0), ("d", 192.0)]
 

@@ -359,6 +359,34 @@ def test_names_of_points_of_one_size_and_nearly_one_height_are_spread(count: int
         assert moved == (line is not None)
 
 
+def test_a_bar_of_an_interval_reaches_from_its_low_to_its_high_end_by_the_axis_of_the_points() -> None:
+    points = [
+        Point(label="sure", x=1.0, y=20.0, says=""),
+        Point(label="unsure", x=2.0, y=30.0, low=25.0, high=40.0, says=""),
+        Point(label="endless", x=3.0, y=30.0, low=25.0, high=math.inf, says=""),
+    ]
+    svg = ElementTree.fromstring(scatter(points, title="t", x_title="", y_title=""))  # noqa: S314
+    drawn = {group.find("text").text: group for group in svg.iter("g") if "point" in group.get("class")}
+    assert list(drawn) == ["sure", "unsure"]
+    assert [line.get("class") for line in drawn["sure"].iter("line")] == []
+    (bar,) = (line for line in drawn["unsure"].iter("line") if line.get("class") == "interval")
+    heights = {name: float(group.find("circle").get("cy")) for name, group in drawn.items()}
+    unit = (heights["sure"] - heights["unsure"]) / 10
+    assert float(bar.get("y2")) == pytest.approx(heights["unsure"] + 5 * unit, abs=0.2)
+    assert float(bar.get("y1")) == pytest.approx(heights["unsure"] - 10 * unit, abs=0.2)
+    assert bar.get("x1") == bar.get("x2") == drawn["unsure"].find("circle").get("cx")
+
+
+def test_the_plot_of_several_runs_has_the_bars_of_their_figures_and_says_what_they_are() -> None:
+    page = report_page([run(metrics__pruned__nll_stderr=0.04), run("other")])
+    assert page.count('class="interval"') >= 1
+    assert "The bars are one standard error, of each model alone." in page
+    assert "The bars are 95 % intervals" in report_page([tuned(0.8, 0.9), tuned(0.7, 0.9)])
+    unsure = report_page([run(metrics__pruned__nll_stderr=None, metrics__dense__nll_stderr=None)] * 2)
+    assert 'class="interval"' not in unsure
+    assert "The bars are" not in unsure
+
+
 def test_scatter_of_one_point_and_of_none() -> None:
     assert "circle" in scatter([Point(label="a", x=1, y=1, says="a: 1, 1")], title="t", x_title="", y_title="")
     assert scatter([], title="t", x_title="", y_title="") == ""

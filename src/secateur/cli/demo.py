@@ -34,4 +34,4 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         progress=progress,
         command=words,
     )
-    print_pruned(result, as_json=options["json"])
+    print_pruned(result, progress, as_json=options["json"])

@@ -330,7 +330,7 @@ def check_file(out: str | None, what: str) -> None:
         raise OutputError(f"cannot write {what} to {out}; choose a file in a directory that exists")
 
 
-def print_pruned(result: Any, *, as_json: bool) -> None:
+def print_pruned(result: Any, progress: Any, *, as_json: bool) -> None:
     """The result of a pruning, for people or as JSON."""
     if as_json:
         print_json({"out": str(result.path), **result.record})
@@ -338,6 +338,7 @@ def print_pruned(result: Any, *, as_json: bool) -> None:
     from secateur.report.console import results_console, show_pruned
 
     show_pruned(result.record, str(result.path), results_console())
+    say_next(progress, "eval", str(result.path), "--data", "SPEC")
 
 
 def say_next(progress: Any, *words: str) -> None:

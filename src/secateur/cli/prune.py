@@ -76,5 +76,5 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     )
     if converter:
         progress.note(f"the same as a GGUF file: {by_first(lambda: convert_to_gguf(result.path, converter))}")
-    print_pruned(result, as_json=options["json"])
+    print_pruned(result, progress, as_json=options["json"])
     push_finished(result.path, upload, progress)

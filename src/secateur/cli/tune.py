@@ -17,6 +17,7 @@ from secateur.cli.options import (
     print_json,
     push_finished,
     resume_of,
+    say_next,
     settings_of,
     target_of,
     upload_of,
@@ -95,4 +96,11 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         print_json({"out": str(result.path), **result.record})
     else:
         show_tuned(result.record, str(result.path), results_console())
+        if options["train"] == "lora" and result.record["adapter"]:
+            progress.note(
+                "next: load both with peft (the model card has the lines), or run the same with --merge-adapters for one "
+                "checkpoint that eval and bench read"
+            )
+        else:
+            say_next(progress, "eval", str(result.path), "--data", "SPEC")
     push_finished(result.path, upload, progress)

@@ -1,8 +1,8 @@
 """Plots of a comparison: perplexity against parameters, training tokens and measured speed, with the Pareto front.
 
-A method has a shape and a colour, a recovery a way to be filled, so that nothing depends on colour. Where many methods have
-the same number of parameters or tokens, they stand side by side around it. The files are the same whenever they are made from the
-same results.
+A method has a shape and a colour, a recovery a way to be filled, so that nothing depends on colour. A thin bar is one standard
+error to either side; most are shorter than the mark. Where many methods have the same number of parameters or tokens, they stand
+side by side around it. The files are the same whenever they are made from the same results.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from secateur.compare.config import slug
 from secateur.compare.results import Row
-from secateur.compare.tables import mean_nll
+from secateur.compare.tables import mean_error, mean_nll
 
 __all__ = ["Point", "figure", "pareto_front", "points_of", "write_plots"]
 
@@ -49,6 +49,8 @@ class Point:
     recovery: str
     x: float
     perplexity: float
+    error: float | None = None
+    """One standard error of the perplexity, over the windows of the text."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ def points_of(rows: Sequence[Row], axis: str) -> list[Point]:
         known = [value for value in values if value is not None]
         nll = mean_nll(results)
         if known and nll is not None and nll <= _MOST_NATS:
-            points.append(Point(method, drop, recovery, fmean(known), math.exp(nll)))
+            perplexity, error = math.exp(nll), mean_error(results)
+            spread = None if error is None else perplexity * error
+            points.append(Point(method, drop, recovery, fmean(known), perplexity, spread))
     return points
 
 
@@ -158,7 +162,7 @@ def figure(rows: Sequence[Row], axis: str, *, title: str) -> Figure:
     ]
     for point, (x, y) in zip(points, at, strict=True):
         marker = _marker(methods.index(point.method), recoveries.index(point.recovery))
-        axes.plot(x, y, linestyle="none", zorder=2, **marker)
+        axes.errorbar(x, y, yerr=point.error, linestyle="none", elinewidth=1.0, zorder=2, **marker)
     if dense:
         at.append((place(dense[0]), dense[1]))
         _draw_dense(axes, at[-1])
@@ -250,4 +254,5 @@ def _legend(drawn: Figure, methods: Sequence[str], recoveries: Sequence[str]) ->
             for index, name in enumerate(recoveries)
         ]
     handles.append(Line2D([], [], color="0.6", linestyle="--", label="Pareto front"))
+    handles.append(Line2D([], [], color="0.35", linestyle="none", marker="|", markersize=9, label="± 1 standard error"))
     drawn.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)

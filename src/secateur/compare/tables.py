@@ -16,7 +16,7 @@ from secateur.compare.results import Row
 from secateur.report.comparison import MISSING
 from secateur.values import write_text
 
-__all__ = ["markdown", "page", "perplexity_text", "table", "write_tables"]
+__all__ = ["markdown", "mean_error", "mean_nll", "page", "perplexity_text", "table", "write_tables"]
 
 _ONLY_MAGNITUDE = 1e6
 """From this perplexity on: guessing among the tokens of a large vocabulary has 2.6e+05."""
@@ -133,6 +133,13 @@ def mean_nll(results: Sequence[Mapping[str, Any]]) -> float | None:
     return None if not values else math.inf if None in values else fmean(values)
 
 
+def mean_error(results: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean standard error, in nats, of the pruned models over the windows; None if unknown. A perplexity's is that times it."""
+    known = [made["metrics"]["pruned"]["nll_stderr"] for made in results]
+    known = [error for error in known if error is not None]
+    return fmean(known) if known else None
+
+
 def _column(methods: Sequence[str], find: Callable[[str], list[dict[str, Any]]]) -> list[str]:
     """A cell a method, the lowest in bold."""
     found = [find(method) for method in methods]
@@ -151,26 +158,25 @@ def _perplexity(results: Sequence[Mapping[str, Any]]) -> str:
     if not math.isfinite(nll):
         return "∞"
     metrics = [made["metrics"]["pruned"] for made in results]
-    said = _with_error(nll, [made["nll_stderr"] for made in metrics])
+    said = _with_error(nll, mean_error(results))
     if len(metrics) > 1:
         low, high = (perplexity_text(pick(made["perplexity"] for made in metrics)) for pick in (min, max))
         said += f" ({low}–{high})" if low != high else ""
     return said
 
 
-def _with_error(nll: float, errors: Sequence[float | None]) -> str:
+def _with_error(nll: float, error: float | None) -> str:
     perplexity = math.exp(nll) if nll < 700 else None
-    known = [error for error in errors if error is not None]
-    if perplexity is None or perplexity >= _ONLY_MAGNITUDE or not known:
+    if perplexity is None or perplexity >= _ONLY_MAGNITUDE or error is None:
         return perplexity_text(perplexity)
-    return f"{perplexity_text(perplexity)} ± {perplexity_text(perplexity * fmean(known))}"
+    return f"{perplexity_text(perplexity)} ± {perplexity_text(perplexity * error)}"
 
 
 def _dense(rows: Sequence[Row]) -> str:
     dense = next((row.result["metrics"]["dense"] for row in rows if row.result), None)
     if dense is None:
         return MISSING
-    return "∞" if dense["nll"] is None else _with_error(dense["nll"], [dense["nll_stderr"]])
+    return "∞" if dense["nll"] is None else _with_error(dense["nll"], dense["nll_stderr"])
 
 
 def _tokens(results: Sequence[Mapping[str, Any]], which: str) -> str:

@@ -226,7 +226,7 @@ def _printable(text: str) -> str:
 
 
 def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
-    """Print what `prune` and `demo` end with: scores, texts, dense against pruned, the proof, what to do next.
+    """Print what `prune` and `demo` end with: scores, texts, dense against pruned, the proof, where it is.
 
     Args:
         record: the run's record.
@@ -266,15 +266,11 @@ def _say_doubt(metrics: Mapping[str, Mapping[str, Any]], console: Console) -> No
 
 
 def _say_where(path: str, console: Console) -> None:
-    console.print(
-        f"the pruned model is in {path}, its report is {path}/secateur/report.html\n"
-        f"next: secateur eval {path} --data SPEC",
-        soft_wrap=True,
-    )
+    console.print(f"the pruned model is in {path}, its report is {path}/secateur/report.html", soft_wrap=True)
 
 
 def show_tuned(record: dict[str, Any], path: str, console: Any) -> None:
-    """Print what `tune` ends with: scores, the task's figures of dense and pruned, the proof, what to do next.
+    """Print what `tune` ends with: scores, the task's figures of dense and pruned, the proof, where it is.
 
     Args:
         record: the run's record.
@@ -297,11 +293,7 @@ def show_tuned(record: dict[str, Any], path: str, console: Any) -> None:
     )
     adapter = record["training"]["settings"]["train"] == "lora" and record["adapter"]
     if adapter:
-        console.print(
-            f"the pruned model is in {path}, its adapter in {path}/adapter; next: load both with peft (the model card has the "
-            "lines),\nor run the same with --merge-adapters for one checkpoint that eval and bench read",
-            soft_wrap=True,
-        )
+        console.print(f"the pruned model is in {path}, its adapter in {path}/adapter", soft_wrap=True)
     else:
         _say_where(path, console)
 

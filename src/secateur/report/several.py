@@ -9,7 +9,7 @@ from secateur.report.charts import Point, scatter
 from secateur.report.comparability import MeasuredAlike, measured_alike
 from secateur.report.comparison import MISSING, doubt_of_speed, format_count
 from secateur.report.html import Html, el, joined, table
-from secateur.report.reported import ReportedRun, ratio
+from secateur.report.reported import Quality, ReportedRun, ratio
 from secateur.report.sections import judged, layers_of
 
 __all__ = ["side_by_side"]
@@ -74,13 +74,25 @@ def _pareto(alike: MeasuredAlike) -> Html:
             Point(
                 label=names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""), x=size, y=quality.value,
                 says=f"{', '.join(names)}: {format_count(size)} parameters, {metric} {quality.with_interval()}",
+                low=quality.low, high=quality.high,
                 on_front=not any(all(map(operator.ge, other, rank)) and other != rank for other in ranks),
             )
         )  # fmt: skip
     better = f"fewer parameters to the left, and {'more' if sign > 0 else 'less'} {metric} is better"
+    bars = _bars([quality for _, _, quality in places])
     return joined(
-        el("p", f"On the line is what no other betters: {better}.{_left_out(alike)}"),
+        el("p", f"On the line is what no other betters: {better}.{bars}{_left_out(alike)}"),
         scatter(points, title="Quality and size", x_title="parameters", y_title=metric, write_x=format_count),
+    )
+
+
+def _bars(qualities: Sequence[Quality]) -> str:
+    """What the bars through the points are."""
+    known = [quality for quality in qualities if quality.low is not None]
+    return (
+        f" The bars are {'95 % intervals' if known[0].on_items else 'one standard error'}, of each model alone."
+        if known
+        else ""
     )
 
 
