@@ -96,7 +96,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         print_json({"out": str(result.path), **result.record})
     else:
         show_tuned(result.record, str(result.path), results_console())
-        if options["train"] == "lora" and result.record["adapter"]:
+        if result.record["adapter"]:
             progress.note(
                 "next: load both with peft (the model card has the lines), or run the same with --merge-adapters for one "
                 "checkpoint that eval and bench read"

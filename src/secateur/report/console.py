@@ -248,14 +248,7 @@ def show_pruned(record: dict[str, Any], path: str, console: Any) -> None:
     recovered = recovered_in_words(record)
     if recovered is not None:
         console.print(recovered, soft_wrap=True)
-    proof = record["proof"]
-    held_to = "with the layers bypassed" if recovered is None else "that was recovered"
-    console.print(
-        f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} "
-        "of those\n"
-        f"of the model {held_to}, and {cached_generation_in_words(proof)}",
-        soft_wrap=True,
-    )
+    _say_proof(record["proof"], "with the layers bypassed" if recovered is None else "that was recovered", console)
     _say_where(path, console)
 
 
@@ -263,6 +256,14 @@ def _say_doubt(metrics: Mapping[str, Mapping[str, Any]], console: Console) -> No
     doubt = doubt_of_speed(metrics)
     if doubt is not None:
         console.print(doubt, soft_wrap=True)
+
+
+def _say_proof(proof: Mapping[str, Any], held_to: str, console: Console) -> None:
+    console.print(
+        f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} "
+        f"of those\nof the model {held_to}, and {cached_generation_in_words(proof)}",
+        soft_wrap=True,
+    )
 
 
 def _say_where(path: str, console: Console) -> None:
@@ -285,14 +286,8 @@ def show_tuned(record: dict[str, Any], path: str, console: Any) -> None:
         if name in record["comparison"]:
             console.print(difference_in_words(record["metrics"], record["comparison"][name], words), soft_wrap=True)
             break
-    proof = record["proof"]
-    console.print(
-        f"proven: loaded again from disk, its logits on {proof['tokens']} tokens are within {proof['max_difference']:.2g} "
-        f"of those\nof the model that was trained, and {cached_generation_in_words(proof)}",
-        soft_wrap=True,
-    )
-    adapter = record["training"]["settings"]["train"] == "lora" and record["adapter"]
-    if adapter:
+    _say_proof(record["proof"], "that was trained", console)
+    if record["adapter"]:
         console.print(f"the pruned model is in {path}, its adapter in {path}/adapter", soft_wrap=True)
     else:
         _say_where(path, console)
