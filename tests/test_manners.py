@@ -1,16 +1,13 @@
-"""The manners of the command line: help at once, completion, quiet and verbose, no colour where none is wanted, what is next."""
+"""The manners of the command line: help at once, quiet and verbose, no colour where none is wanted, what is next."""
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import logging
 import shlex
-import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -62,88 +59,6 @@ def test_the_package_imports_each_name_when_it_is_first_used() -> None:
     )
     assert "torch" in heavy_after("import secateur; secateur.Decoder")
     assert heavy_after("import secateur.data; dir(secateur.data)") == []
-
-
-# ---- completion --------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def script(shell: str) -> str:
-    pytest.importorskip("shtab")
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        assert main(["completion", shell]) == 0
-    assert f"secateur completion {shell} >" in err.getvalue()
-    return out.getvalue()
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_has_every_command_its_options_and_the_methods(shell: str) -> None:
-    text = script(shell)
-    for command in cli.COMMANDS:
-        assert command in text
-        for action in cli._parser(command)._actions:
-            for name in action.option_strings:
-                spelt = name.replace("_", "-")
-                assert (spelt if shell != "fish" else spelt.lstrip("-")) in text, (command, name)
-    assert all(name in text for name in METHODS)
-    assert "--elder.joint_steps" not in text
-
-
-@pytest.mark.parametrize(
-    ("typed", "completed"),
-    [
-        (["pru"], ["prune"]),
-        (["prune", "M", "--max-p"], ["--max-ppl-increase"]),
-        (["prune", "M", "--method", "shortg"], ["shortgpt"]),
-        (["prune", "M", "--recover", ""], ["none", "lora", "partial", "full", "distill"]),
-        (["prune", "M", "--elder.absorb", ""], ["map", "projection"]),
-        (["tune", "M", "--data", "x", "--train", ""], ["full", "lora"]),
-        (["completion", "z"], ["zsh"]),
-        (["prune", "M", "--method", "=", "shortg"], ["shortgpt"]),  # as bash parts --method=shortg
-        (["prune", "M", "--data=x", "--recover", "="], ["none", "lora", "partial", "full", "distill"]),
-        (["prune", "M", "--method", "=", "sleb", "--max-p"], ["--max-ppl-increase"]),
-        (["eval", "M", "--data", "wiki"], ["wikitext2"]),
-        (["prune", "M", "--eval-data", "=", "py"], ["python-docs"]),
-        (["eval", "M", "--data", "scr"], ["script"]),  # a file
-        (["prune", "M", "--config", "general"], ["general-small"]),
-        (["tune", "M", "--config", "general"], []),
-    ],
-)
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
-def test_bash_completes(typed: list[str], completed: list[str], tmp_path: Path) -> None:
-    (tmp_path / "script").write_text(script("bash"))
-    asked = (
-        'source "$0"; COMP_WORDS=(secateur "$@"); COMP_CWORD=$#; '
-        r"""name=$(complete -p secateur | sed 's/.*-F \([^ ]*\).*/\1/'); "$name" secateur "${@: -1}"; """
-        'printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    ran = subprocess.run(
-        ["bash", "-c", asked, str(tmp_path / "script"), *typed],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-    )
-    assert ran.stdout.split() == completed
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_that_is_here_finds_nothing_wrong_with_its_script(shell: str, tmp_path: Path) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"there is no {shell} here")
-    (tmp_path / "script").write_text(script(shell))
-    subprocess.run([shell, "--no-execute" if shell == "fish" else "-n", str(tmp_path / "script")], check=True)
-
-
-def test_completion_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "shtab", None)
-    assert main(["completion", "bash"]) == 2
-    assert "pip install 'secateur[completion]'" in capsys.readouterr().err
-
-
-def test_an_unknown_shell_is_refused_with_those_that_are_known(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", "cmd"]) == 2
-    assert "one of bash, zsh, fish" in capsys.readouterr().err
 
 
 # ---- quiet, verbose, colour --------------------------------------------------------------------------------------------
