@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants
 from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 
 from secateur import pipeline
@@ -30,6 +30,7 @@ class MadeUpHub:
         self.repositories: dict[str, bool] = {}  # id → whether it is private
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.error: BaseException | None = None
+        self.files: list[str] = []
 
     def whoami(self) -> dict[str, Any]:
         if isinstance(self.me, Exception):
@@ -48,13 +49,26 @@ class MadeUpHub:
     def create_branch(self, repo_id: str, **options: Any) -> None:
         self.calls.append(("create_branch", {"repo_id": repo_id, **options}))
 
-    def upload_folder(self, **options: Any) -> None:
-        self.calls.append(("upload_folder", options))
+    def list_repo_files(self, repo_id: str, **options: Any) -> list[str]:
+        return self.files
+
+    def create_commit(self, repo_id: str, operations: list[Any], **options: Any) -> None:
+        self.calls.append(("create_commit", {"repo_id": repo_id, "operations": operations, **options}))
         if self.error is not None:
             raise self.error
 
-    def upload_file(self, **options: Any) -> None:
-        self.calls.append(("upload_file", options))
+    @property
+    def sent(self) -> dict[str, bytes]:
+        """File → content, in the commit."""
+        operations = self.options_of("create_commit")["operations"]
+        added = {each.path_in_repo: each.path_or_fileobj for each in operations if isinstance(each, CommitOperationAdd)}
+        return {name: each if isinstance(each, bytes) else Path(each).read_bytes() for name, each in added.items()}
+
+    @property
+    def deleted(self) -> list[str]:
+        """The files that the commit deletes."""
+        operations = self.options_of("create_commit")["operations"]
+        return [each.path_in_repo for each in operations if isinstance(each, CommitOperationDelete)]
 
     def options_of(self, name: str) -> dict[str, Any]:
         (options,) = [options for called, options in self.calls if called == name]
@@ -64,7 +78,7 @@ class MadeUpHub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> MadeUpHub:
     made_up = MadeUpHub()
-    for name in ("whoami", "model_info", "create_repo", "create_branch", "upload_folder", "upload_file"):
+    for name in ("whoami", "model_info", "create_repo", "create_branch", "list_repo_files", "create_commit"):
         monkeypatch.setattr(
             HfApi, name, lambda _, *words, name=name, **options: getattr(made_up, name)(*words, **options)
         )
@@ -94,11 +108,6 @@ def _without_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         pipeline.prune, "__kwdefaults__", {**pipeline.prune.__kwdefaults__, "speed": False, "prompts": ("a",)}
     )
-
-
-def uploaded_apart(hub: MadeUpHub) -> list[str]:
-    """What is not uploaded with the folder, but for an adapter's configuration."""
-    return [name for name in hub.options_of("upload_folder")["ignore_patterns"] if not name.startswith("adapter/")]
 
 
 def the_line(err: str) -> str:
@@ -185,9 +194,10 @@ def test_prune_pushes_the_proven_checkpoint_last_and_no_token_is_in_any_file(
     assert main([*words, "--push-to-hub=small", "--private"]) == 0
     captured = capsys.readouterr()
     told = ["record.json", "request.json", "plan.json", "report.html", "run.log"]
-    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder", *["upload_file"] * len(told)]
-    sent = {options["path_in_repo"]: options["path_or_fileobj"] for name, options in hub.calls if name == "upload_file"}
-    assert list(sent) == [f"secateur/{name}" for name in told] == uploaded_apart(hub)
+    assert [name for name, _ in hub.calls] == ["create_repo", "create_commit"]
+    sent = hub.sent
+    assert {f"secateur/{name}" for name in told} < {*sent}
+    assert {*sent} == {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
     assert not [name for name, content in sent.items() if str(tmp_path).encode() in content]
     theirs, ours = (
         json.loads(each) for each in (sent["secateur/record.json"], (out / "secateur/record.json").read_bytes())
@@ -196,10 +206,9 @@ def test_prune_pushes_the_proven_checkpoint_last_and_no_token_is_in_any_file(
     assert (ours["model"]["id"], ours["data"]["spec"]) == (str(dense), text)
     assert theirs["metrics"] == ours["metrics"]
     assert hub.options_of("create_repo") == {"repo_id": "ada/small", "private": True, "exist_ok": True}
-    uploaded = hub.options_of("upload_folder")
-    assert (uploaded["folder_path"], uploaded["repo_id"], uploaded["revision"]) == (out, "ada/small", None)
-    assert "*.safetensors" in uploaded["delete_patterns"]
-    assert "token" not in uploaded
+    committed = hub.options_of("create_commit")
+    assert (committed["repo_id"], committed["revision"]) == ("ada/small", None)
+    assert "token" not in committed
     assert "pushed to https://hub.invalid/ada/small" in captured.err.splitlines()[-1]
     record = json.loads(captured.out)
     assert record["proof"]
@@ -265,9 +274,9 @@ def test_push_uploads_a_finished_checkpoint_to_a_branch_and_prints_where(
 ) -> None:
     assert main(["push", str(tiny_checkpoint), "looms/small", "--revision=v2"]) == 0
     captured = capsys.readouterr()
-    assert [name for name, _ in hub.calls] == ["create_repo", "create_branch", "upload_folder"]
+    assert [name for name, _ in hub.calls] == ["create_repo", "create_branch", "create_commit"]
     assert hub.options_of("create_branch") == {"repo_id": "looms/small", "branch": "v2", "exist_ok": True}
-    assert hub.options_of("upload_folder")["revision"] == "v2"
+    assert hub.options_of("create_commit")["revision"] == "v2"
     assert captured.out == "pushed to https://hub.invalid/looms/small\n"
     assert "there is no model card" in captured.err
 
@@ -280,11 +289,22 @@ def test_an_adapter_names_the_repository_as_its_base_and_no_directory_of_this_ma
     config = folder / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({"base_model_name_or_path": str(folder), "r": 8}))
     assert main(["push", str(folder), "ada/tuned", "--quiet"]) == 0
-    assert hub.options_of("upload_folder")["ignore_patterns"][0] == "adapter/adapter_config.json"
-    uploaded = hub.options_of("upload_file")
-    assert uploaded["path_in_repo"] == "adapter/adapter_config.json"
-    assert json.loads(uploaded["path_or_fileobj"]) == {"base_model_name_or_path": "ada/tuned", "r": 8}
+    assert json.loads(hub.sent["adapter/adapter_config.json"]) == {"base_model_name_or_path": "ada/tuned", "r": 8}
     assert json.loads(config.read_text())["base_model_name_or_path"] == str(folder)
+
+
+def test_weights_of_an_earlier_version_go_and_what_git_and_the_hub_keep_in_a_folder_stays_there(
+    hub: MadeUpHub, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "cloned")
+    for name in (".git/config", ".cache/huggingface/upload.lock", "sub/.git/config"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+    hub.files = [".gitattributes", "config.json", "notes.md", "model.safetensors", "pytorch_model.bin"]
+    hub.files += ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.bin.txt"]
+    assert main(["push", str(folder), "ada/small", "--quiet"]) == 0
+    assert hub.deleted == ["pytorch_model.bin", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    assert {*hub.sent} == {each.name for each in tiny_checkpoint.iterdir()}
 
 
 def test_push_refuses_what_is_no_checkpoint(hub: MadeUpHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import textwrap
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,13 @@ from secateur.places import places_in, without_places
 
 __all__ = ["Upload", "checked", "not_told", "push"]
 
-_FORMER = ["*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json"]
+_FORMER = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 """Weights of an earlier version in the repository: left there, they would be loaded in place of the new ones, or beside them."""
+
+_NOT_OURS = (".git", ".cache")
+"""Folders in a checkpoint that git and the hub's own programs keep for themselves."""
+
+_NOT_ALLOWED = (401, 403)
 
 _ADAPTER = "adapter/adapter_config.json"
 
@@ -101,7 +108,10 @@ def not_told(folder: str | Path) -> str | None:
 
 
 def push(folder: str | Path, upload: Upload) -> str:
-    """Upload a finished checkpoint; the value is its address.
+    """Upload a finished checkpoint in one commit; the value is its address.
+
+    Nobody finds half of it there, nor its weights beside another's settings. What a failed push has sent of large files, the hub
+    keeps for a while: the next one sends the rest.
 
     Args:
         folder: the checkpoint.
@@ -117,23 +127,19 @@ def push(folder: str | Path, upload: Upload) -> str:
         address = api.create_repo(repo_id, private=upload.private or None, exist_ok=True)
         if upload.revision is not None:
             api.create_branch(repo_id, branch=upload.revision, exist_ok=True)
-        common = {"repo_id": repo_id, "revision": upload.revision}
-        api.upload_folder(
-            folder_path=folder,
+        api.create_commit(
+            repo_id,
+            _changes(folder, upload, api.list_repo_files(repo_id, revision=upload.revision)),
             commit_message="Upload a model pruned by secateur",
-            delete_patterns=_FORMER,
-            ignore_patterns=[_ADAPTER, *_ABOUT],
-            **common,
+            revision=upload.revision,
         )
-        if (folder / _ADAPTER).is_file():
-            api.upload_file(path_or_fileobj=_adapter_on_hub(folder, repo_id), path_in_repo=_ADAPTER, **common)
-        for name, content in _told(folder).items():
-            api.upload_file(path_or_fileobj=content, path_in_repo=name, **common)
     except (Exception, KeyboardInterrupt) as error:
-        kept = f"the checkpoint in {folder} is finished and was left as it is; push it again: {upload.by_hand(folder)}"
+        kept, again = f"the checkpoint in {folder} is finished and was left as it is", upload.by_hand(folder)
         if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(kept) from error
-        raise RunError(f"pushing to {repo_id} failed ({_reason(error)}); {kept}") from error
+            raise KeyboardInterrupt(f"{kept}; push it again: {again}") from error
+        reason, status = _refusal(error)
+        login = f"run hf auth login with a token that may write to {repo_id}, then " if status in _NOT_ALLOWED else ""
+        raise RunError(f"pushing to {repo_id} failed ({reason}); {kept}; {login}push it again: {again}") from error
     return str(address)
 
 
@@ -169,6 +175,31 @@ def _check_private(upload: Upload, api: Any) -> None:
         )
 
 
+def _changes(folder: Path, upload: Upload, there: Collection[str]) -> list[Any]:
+    """What the commit does: the checkpoint as it is but for what tells of this machine, and the weights of an earlier one go.
+
+    Args:
+        folder: the checkpoint.
+        upload: where it goes.
+        there: the files in the repository.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    content: dict[str, Path | bytes] = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not {*path.relative_to(folder).parts}.intersection(_NOT_OURS)
+    }
+    content |= _told(folder)
+    if _ADAPTER in content:
+        content[_ADAPTER] = _adapter_on_hub(folder, upload.repo_id)
+    former = [name for name in there if name not in content and any(fnmatchcase(name, each) for each in _FORMER)]
+    return [
+        *(CommitOperationDelete(path_in_repo=name) for name in former),
+        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=what) for name, what in content.items()),
+    ]
+
+
 def _told(folder: Path) -> dict[str, bytes]:
     """What tells of the run, with paths of this machine by their last part; the files themselves stay as they are."""
     texts = {name: (folder / name).read_text(encoding="utf-8") for name in _ABOUT if (folder / name).is_file()}
@@ -185,4 +216,11 @@ def _adapter_on_hub(folder: Path, repo_id: str) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return textwrap.shorten(str(error), 200, placeholder=" …") or type(error).__name__
+
+
+def _refusal(error: BaseException) -> tuple[str, int | None]:
+    """What the hub itself says, without the advice and addresses that its client adds, and the status of its answer."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    said = getattr(error, "server_message", None)
+    return (f"{status}: {textwrap.shorten(said, 200, placeholder=' …')}" if said else _reason(error)), status

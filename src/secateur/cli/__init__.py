@@ -179,6 +179,7 @@ def _do(words: list[str], values: Any) -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     if not verbose:
         warnings.simplefilter("ignore")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # when it is imported, it sets its own level
         for name in ("httpx", "huggingface_hub", "transformers", "datasets", "accelerate"):
             logging.getLogger(name).setLevel(logging.ERROR)
     if quiet:
