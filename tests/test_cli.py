@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -410,17 +411,39 @@ def test_help_exits_0_and_explains_every_option(command: str, capsys: pytest.Cap
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_option_states_description_and_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A described option has words of its own besides what the parser adds in brackets."""
+    """A described option has words of its own besides what the parser adds in brackets, and none of its type."""
     main([command, "--help", "--method=all"])
-    entries = re.split(r"^  (?=-)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
-    for entry in entries:
+    shown, _, _ = capsys.readouterr().out.partition("\nexamples:")
+    actions = {
+        name.replace("_", "-"): action for action in cli._parser(command)._actions for name in action.option_strings
+    }
+    for entry in re.split(r"^  (?=-)", shown, flags=re.MULTILINE)[1:]:
         words = " ".join(entry.split("\n\n")[0].split())
-        if words.startswith(("-h,", "--config", "--print-config")) or "Path to a configuration file" in words:
+        name, _, rest = re.sub(r"^-\w, ", "", words).partition(" ")
+        if name in ("-h,", "--help", "--config", "--print-config") or "Path to a configuration file" in words:
             continue
-        _, _, rest = re.sub(r"^-\w, ", "", words).partition(" ")
-        described = re.sub(r"\(.*(type|default|required).*\)|^\{.*?\}|^[A-Z_0-9.-]+ ", "", rest).strip()
+        described = re.sub(r"\((default|required).*\)|^\{.*?\}|^[A-Z_0-9.-]+ ", "", rest).strip()
         assert len(described) > 5, words
-        assert "default: " in rest or "required" in rest, words
+        assert "type: " not in rest, words
+        action = actions[name]
+        unsaid = action.default in (None, {}) or action.default is False
+        assert ("(default: " in rest) == (not unsaid and not action.required), words
+        assert ("(required" in rest) == action.required, words
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_the_examples_of_the_help_are_commands_that_the_parser_takes(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = cli._parser(command)
+    main([command, "--help"])
+    _, _, shown = capsys.readouterr().out.partition("\nexamples:\n")
+    assert [line.strip() for line in shown.splitlines()] == list(parser.examples)
+    for example in parser.examples:
+        words = shlex.split(re.sub(r"--config \S+ ?|<\(|\)", "", example))
+        assert words[words.index("secateur") + 1] == command
+        typed = words[words.index("secateur") + 2 :]
+        parser.parse_args([f"--{word[2:].replace('-', '_')}" if word.startswith("--") else word for word in typed])
 
 
 @pytest.mark.parametrize("command", ["prune", "score", "estimate"])

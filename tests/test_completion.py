@@ -28,7 +28,7 @@ def script(shell: str) -> str:
     pytest.importorskip("shtab")
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         assert main(["completion", shell]) == 0
-    assert f"secateur completion {shell} >" in err.getvalue()
+    assert f"secateur completion {shell}" in err.getvalue()
     return out.getvalue()
 
 

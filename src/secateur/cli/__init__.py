@@ -226,10 +226,11 @@ def _overview() -> str:
 
 def _parser(command: str, words: Sequence[str] | None = None) -> Parser:
     """The options of one command, explained as far as these words ask for that; all if None."""
-    from secateur.cli.parser import EVERYTHING, Parser
+    from secateur.cli.parser import EVERYTHING, Formatter, Parser
 
     module = _module(command)
     parser = Parser(
+        formatter_class=Formatter,
         prog=f"secateur {command}",
         usage=f"secateur {command} {module.USAGE}",
         description=module.SUMMARY,
@@ -237,6 +238,7 @@ def _parser(command: str, words: Sequence[str] | None = None) -> Parser:
         allow_abbrev=False,  # else a typing error could be taken for a longer option
     )
     parser.words = EVERYTHING if words is None else words
+    parser.examples = module.EXAMPLES
     named = "".join(f", or ready-made settings: {', '.join(names)}" for names in [recipes_for(command)] if names)
     parser.add_argument(
         "--config", action="config", help=f"read options from a YAML file{named}; --print-config writes one"

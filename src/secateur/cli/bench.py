@@ -10,10 +10,11 @@ from secateur.cli.words import number_or_text, parse_sizes
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "measure what pruning buys: speed, memory and size of models side by side, and of the ideal"
 USAGE = "DENSE PRUNED [PRUNED ...] [OPTIONS]"
+EXAMPLES = ("secateur bench DENSE PRUNED --batch-sizes 1,8",)
 
 
 def add_options(parser: Parser) -> None:

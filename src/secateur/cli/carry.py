@@ -10,10 +10,11 @@ from secateur.cli.options import add_out, print_json
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "carry a LoRA adapter of the dense model over to the pruned one"
 USAGE = "ADAPTER --plan FILE --out DIR [OPTIONS]"
+EXAMPLES = ("secateur carry ADAPTER --plan smaller/secateur/plan.json --out adapter",)
 
 
 def add_options(parser: Parser) -> None:

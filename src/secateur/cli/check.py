@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from secateur.cli.parser import Parser
     from secateur.surgery.findings import Check
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "prove that a checkpoint is another one without some layers, whoever made it"
 USAGE = "DENSE PRUNED [OPTIONS]"
+EXAMPLES = (
+    "secateur check DENSE PRUNED",
+    "secateur check DENSE PRUNED --files-only",
+)
 
 _PROMPT_TOKENS = 64
 

@@ -10,10 +10,14 @@ from secateur.errors import RequestError, RunError
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "compare methods, numbers of layers and recoveries on one protocol: tables and plots"
 USAGE = "CONFIG.yaml --out DIR [OPTIONS] | --tables DIR"
+EXAMPLES = (
+    "secateur compare comparison.yaml --out results --dry-run",
+    "secateur compare --tables results",
+)
 
 
 def add_options(parser: Parser) -> None:

@@ -17,17 +17,18 @@ from secateur.errors import RequestError
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "a script by which bash, zsh or fish completes commands, options and their values"
 USAGE = "SHELL [OPTIONS]"
+EXAMPLES = ("source <(secateur completion bash)",)
 
 _WHERE = {
-    "bash": "next: secateur completion bash > ~/.local/share/bash-completion/completions/secateur",
-    "zsh": "next: secateur completion zsh > _secateur, in a directory of $fpath",
-    "fish": "next: secateur completion fish > ~/.config/fish/completions/secateur.fish",
+    "bash": "next: source <(secateur completion bash), in ~/.bashrc to have it in every shell",
+    "zsh": "next: source <(secateur completion zsh), in ~/.zshrc after compinit to have it in every shell",
+    "fish": "next: secateur completion fish | source, in ~/.config/fish/config.fish to have it in every shell",
 }
-"""Shell → where its script goes."""
+"""Shell → how it reads the script."""
 
 _NUMBERS = (int, float, NumberOrText)
 

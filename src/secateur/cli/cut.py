@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from secateur.plan import PruningPlan
     from secateur.surgery.files import CutReport
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "remove layers from a checkpoint, file to file: weights only, streamed, any size"
 USAGE = "CHECKPOINT --out DIR|FILE.gguf (--layers LIST | --plan FILE) [OPTIONS]"
+EXAMPLES = (
+    "secateur cut CHECKPOINT --layers 20-27 --out DIR",
+    "secateur cut model.gguf --plan plan.json --out smaller.gguf",
+)
 
 _SHARD = "5GB"
 

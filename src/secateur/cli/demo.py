@@ -9,10 +9,14 @@ from secateur.cli.options import add_out, add_resume, add_seed, print_pruned, re
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "the whole thing on a sample model, in minutes, offline after the first fetch"
 USAGE = "[--out DIR] [OPTIONS]"
+EXAMPLES = (
+    "secateur demo",
+    "secateur demo --resume",
+)
 
 
 def add_options(parser: Parser) -> None:

@@ -10,10 +10,11 @@ from secateur.cli.options import print_json, say_next
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "what this machine has for a run, and what is missing for which feature"
 USAGE = "[OPTIONS]"
+EXAMPLES = ("secateur doctor --no-network",)
 
 
 def add_options(parser: Parser) -> None:

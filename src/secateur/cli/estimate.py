@@ -29,10 +29,14 @@ if TYPE_CHECKING:
     from secateur.estimation.task_size import TaskSize
     from secateur.training.settings import FineTuning
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "what prune or tune would take: memory and time of each phase, from the configuration alone"
 USAGE = "MODEL --drop N [--method NAME] [--recover KIND | --num-train N] [--hardware NAME] [--devices N] [OPTIONS]"
+EXAMPLES = (
+    "secateur estimate MODEL --drop 25% --hardware h100",
+    "secateur estimate MODEL --drop 25% --num-train 5000",
+)
 
 _WINDOWS = {"sequence_length": 256, "num_sequences": 128, "num_eval_sequences": 64}
 """Options of text, which `tune` has none of, and their defaults."""

@@ -11,10 +11,14 @@ from secateur.cli.words import parse_names
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "measure one or more models on the same text and tasks"
 USAGE = "MODEL [MODEL ...] (--data SPEC | --tasks NAMES | both) [OPTIONS]"
+EXAMPLES = (
+    "secateur eval DENSE PRUNED --data wikitext2",
+    "secateur eval DENSE PRUNED --tasks piqa,arc_easy --limit 200",
+)
 
 _AS_THEY_ARE = (
     "data", "sequence_length", "num_sequences", "stride", "batch_size", "include_path", "limit", "num_fewshot",

@@ -48,16 +48,18 @@ __all__ = [
 
 def add_checkpoint(parser: Parser) -> None:
     """Where a model comes from, beside its name."""
-    parser.add_argument("--revision", type=str, help="branch, tag or commit of a hub id")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
-    parser.add_argument(
+    options = parser.titled("How the model is read")
+    options.add_argument("--revision", type=str, help="branch, tag or commit of a hub id")
+    options.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    options.add_argument(
         "--allow_pickle", action="store_true", help="read weights that are in .bin files alone: tensors, no code"
     )
 
 
 def add_loading(parser: Parser) -> None:
     """How a model is loaded."""
-    parser.add_argument(
+    options = parser.titled("How the model is read")
+    options.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="of the weights"
     )
     add_checkpoint(parser)
@@ -65,11 +67,12 @@ def add_loading(parser: Parser) -> None:
 
 def add_placement(parser: Parser) -> None:
     """Where a model goes that is larger than one device."""
-    parser.add_argument(
+    options = parser.titled("How the model is read")
+    options.add_argument(
         "--device_map", choices=["auto"], help="auto: fill all GPUs, then the CPU's memory, then the disk (one process)"
     )
-    parser.add_argument("--max_memory", type=str, help="with --device-map, the most of each: 0=70GB,cpu=200GB")
-    parser.add_argument(
+    options.add_argument("--max_memory", type=str, help="with --device-map, the most of each: 0=70GB,cpu=200GB")
+    options.add_argument(
         "--offload_folder", type=str, help="with --device-map, where weights go that are kept on the disk"
     )
 
@@ -145,15 +148,16 @@ def add_seed(parser: Parser, of: str = "everything random") -> None:
 
 def add_target(parser: Parser, *, budgets: bool = False) -> None:
     """How much goes; budgets are for commands that can search for it."""
-    parser.add_argument("--drop", type=number_or_text(), help="how many layers go: a count (8) or a share (25%)")
-    parser.add_argument("--target_params", type=number_or_text(), help="parameters to be left: a share (75%)")
-    parser.add_argument("--layers", type=number_or_text(), help="which layers go: numbers and ranges (3,7,20-27)")
+    options = parser.titled("How much goes")
+    options.add_argument("--drop", type=number_or_text(), help="how many layers go: a count (8) or a share (25%)")
+    options.add_argument("--target_params", type=number_or_text(), help="parameters to be left: a share (75%)")
+    options.add_argument("--layers", type=number_or_text(), help="which layers go: numbers and ranges (3,7,20-27)")
     if budgets:
-        parser.add_argument(
+        options.add_argument(
             "--max_ppl_increase", type=number_or_text(),
             help="as many layers go as this rise of the perplexity allows: a share (10%), measured with the layers bypassed",
         )  # fmt: skip
-        parser.add_argument(
+        options.add_argument(
             "--target_speedup", type=number_or_text(),
             help="as few layers go as this speed takes: a ratio (1.3), measured here, of prefill and decoding the smaller",
         )  # fmt: skip
@@ -168,18 +172,20 @@ def add_recovery(parser: Parser) -> None:
 
 def add_out(parser: Parser, *, what: str = "directory of the new checkpoint", default: str | None = None) -> None:
     """The new directory."""
-    parser.add_argument("--out", type=str, required=default is None, default=default, help=what)
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there, if it is a checkpoint")
+    options = parser.titled("Where the result goes")
+    options.add_argument("--out", type=str, required=default is None, default=default, help=what)
+    options.add_argument("--overwrite", action="store_true", help="replace what is there, if it is a checkpoint")
 
 
 def add_push(parser: Parser) -> None:
     """Uploading what was made."""
-    parser.add_argument(
+    options = parser.titled("Where the result goes")
+    options.add_argument(
         "--push_to_hub", type=str, metavar="REPO_ID",
         help="when all is proven, upload all of --out to this repository (owner/name), the command in its record among it; "
         "log in by hf auth login or HF_TOKEN",
     )  # fmt: skip
-    parser.add_argument("--private", action="store_true", help="with --push-to-hub, make the repository a private one")
+    options.add_argument("--private", action="store_true", help="with --push-to-hub, make the repository a private one")
 
 
 def upload_of(options: dict[str, Any]) -> Any:
@@ -213,8 +219,9 @@ def push_finished(folder: Path, upload: Any, progress: Any) -> None:
 
 def add_resume(parser: Parser) -> None:
     """Going on with a run that was interrupted, and what is kept for that."""
-    parser.add_argument("--resume", action="store_true", help="go on with the run to --out that was interrupted")
-    parser.add_argument(
+    options = parser.titled("Going on after an interruption")
+    options.add_argument("--resume", action="store_true", help="go on with the run to --out that was interrupted")
+    options.add_argument(
         "--checkpoint_minutes", type=float, default=5.0,
         help="weights are kept, to go on from, where so many minutes of work would be lost otherwise; 0 after every step",
     )  # fmt: skip
@@ -234,11 +241,12 @@ def resume_of(options: dict[str, Any]) -> dict[str, Any]:
 
 def add_format(parser: Parser) -> None:
     """A GGUF file as well."""
-    parser.add_argument(
+    options = parser.titled("Where the result goes")
+    options.add_argument(
         "--format", choices=["checkpoint", "gguf"], default="checkpoint",
         help="gguf: llama.cpp's converter makes a model.gguf in the new checkpoint as well",
     )  # fmt: skip
-    parser.add_argument("--converter", type=str, help="the command that runs llama.cpp's convert_hf_to_gguf.py")
+    options.add_argument("--converter", type=str, help="the command that runs llama.cpp's convert_hf_to_gguf.py")
 
 
 def converter_of(options: dict[str, Any]) -> Sequence[str] | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from argparse import SUPPRESS
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-__all__ = ["EVERYTHING", "Parser"]
+__all__ = ["EVERYTHING", "Formatter", "Parser"]
 
 EVERYTHING = ("--help", "--method=all")
 """The words that ask for help on all options."""
@@ -22,8 +23,26 @@ _MORE_HELP = (
 )
 
 
+class Formatter(DefaultHelpFormatter):
+    """What an option does, and what it is if nobody says; types of Python are left out, for a refusal says what is expected."""
+
+    def _get_help_string(self, action: Any) -> str:
+        if action.dest == "print_config":  # in the parser's own words it is longer
+            return "write all settings as YAML and exit; =skip_default: those alone that are not the defaults"
+        if action.dest in ("help", "config"):
+            return str(super()._get_help_string(action))
+        said = str(action.help or "")
+        if action.option_strings and action.required:
+            return f"{said} (required)"
+        nothing = action.default in (None, SUPPRESS, {}) or action.default is False
+        return said if nothing else f"{said} (default: %(default)s)"
+
+
 class Parser(ArgumentParser):
     """Names of options are Python names inside, and are shown with dashes."""
+
+    examples: Sequence[str] = ()
+    """Commands that people type, shown at the end of the help."""
 
     words: Sequence[str] = EVERYTHING
     """What was typed: docstrings are read of the options that it asks for help on, since that takes a third of all the time."""
@@ -53,13 +72,19 @@ class Parser(ArgumentParser):
         set_parsing_settings(docstring_parse_attribute_docstrings=wanted)
         self.add_class_arguments(of, group, help=explained, skip=set(without))
 
+    def titled(self, title: str) -> Any:
+        """The options under that title in the help; `parser.titled("…").add_argument(…)` adds one."""
+        groups = [group for group in self._action_groups if group.title == title]
+        return groups[0] if groups else self.add_argument_group(title)
+
     def format_help(self, formatter: Any = None) -> str:
-        """The help, without the groups that are left out."""
+        """The help, without the groups that are left out, and with the examples."""
         unexplained, groups = self.unexplained, self._action_groups
         self._action_groups = [group for group in groups if not _is_of(group, unexplained)]
         self.epilog = _MORE_HELP if unexplained else None
         try:
-            return _OPTION.sub(lambda found: found[0].replace("_", "-"), super().format_help(formatter))
+            said = _OPTION.sub(lambda found: found[0].replace("_", "-"), super().format_help(formatter))
+            return "\n  ".join([f"{said}\nexamples:", *self.examples]) + "\n" if self.examples else said
         finally:
             self._action_groups = groups
 

@@ -29,12 +29,17 @@ from secateur.cli.options import (
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "make a smaller checkpoint: choose layers, prepare, cut, recover, prove, measure"
 USAGE = (
     "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST | --max-ppl-increase SHARE | "
     "--target-speedup RATIO) [--method NAME] [--recover KIND] [OPTIONS]"
+)
+EXAMPLES = (
+    "secateur prune MODEL --data wikitext2 --drop 20% --out smaller",
+    "secateur prune MODEL --config general-small --data articles.jsonl --out smaller",
+    "secateur prune MODEL --method sleb --data notes.txt --max-ppl-increase 10% --out smaller",
 )
 
 

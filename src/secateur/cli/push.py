@@ -11,10 +11,11 @@ from secateur.errors import RequestError
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "upload a finished checkpoint to the Hugging Face hub, with its card, plan and report"
 USAGE = "CHECKPOINT REPO_ID [--private] [--revision BRANCH] [OPTIONS]"
+EXAMPLES = ("secateur push smaller OWNER/NAME --private",)
 
 
 def add_options(parser: Parser) -> None:

@@ -11,10 +11,11 @@ from secateur.cli.options import check_file, print_json, say_next
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "one page of a run, or of several beside each other, that opens in any browser"
 USAGE = "RUN [RUN …] [OPTIONS]"
+EXAMPLES = ("secateur report smaller smaller-too --out report.html",)
 
 
 def add_options(parser: Parser) -> None:

@@ -23,10 +23,14 @@ from secateur.cli.words import carried_over, is_typed, number_or_text, parse_amo
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "decide only: a score for each layer, and which would go"
 USAGE = "MODEL --data SPEC [--method NAME] [--drop N] [OPTIONS]"
+EXAMPLES = (
+    "secateur score MODEL --method shortgpt --data python-docs --drop 25%",
+    "secateur score MODEL --method sleb --data wikitext2 --drop 8 --out plan.json",
+)
 
 
 def add_options(parser: Parser) -> None:

@@ -26,10 +26,14 @@ from secateur.cli.options import (
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
 
-__all__ = ["SUMMARY", "USAGE", "add_options", "run"]
+__all__ = ["EXAMPLES", "SUMMARY", "USAGE", "add_options", "run"]
 
 SUMMARY = "fine-tune on a task, pruned on the way: score, merge, cut, fine-tune, prove, measure"
 USAGE = "MODEL --data SPEC --out DIR (--drop N | --target-params SHARE | --layers LIST) [--train full|lora] [OPTIONS]"
+EXAMPLES = (
+    "secateur tune MODEL --data reviews.csv --drop 20% --out tuned",
+    "secateur tune MODEL --config finance-classification --data DIR --tune-dense --out tuned",
+)
 
 
 def add_options(parser: Parser) -> None:
