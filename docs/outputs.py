@@ -6,6 +6,7 @@ the command and its real output; names given afterwards limit which.
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -26,6 +27,9 @@ COMMANDS = {
 }
 """What runs, in one temporary directory, in this order; MODEL stands for the checkpoint."""
 
+WHOLE = ("score",)
+"""Where every layer is shown."""
+
 
 def main(checkpoint: str, names: list[str]) -> None:
     """Run and rewrite."""
@@ -44,11 +48,23 @@ def main(checkpoint: str, names: list[str]) -> None:
             )
             if done.returncode:
                 raise SystemExit(f"error: {command}: {done.stderr}")
-            printed = "\n".join(line.rstrip() for line in done.stdout.splitlines() if line.strip())
+            lines = [line for line in done.stdout.splitlines() if line.strip()]
+            printed = "\n".join(lines if name in WHOLE else shortened(lines))
             language, shown = ("text", printed) if name == "python" else ("console", f"$ {command}\n{printed}")
             block = f"<!-- output: {name} -->\n```{language}\n{shown}\n```\n<!-- end -->"
             text = re.sub(rf"<!-- output: {name} -->.*?<!-- end -->", lambda _, new=block: new, text, flags=re.DOTALL)
             README.write_text(text, encoding="utf-8")
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """The lines, of more than eight layers in a row the first three and the last two, and how many there are between."""
+    found: list[str] = []
+    for of_a_layer, group in itertools.groupby(lines, lambda line: bool(re.match(r" +\d+ .*(kept|dropped)$", line))):
+        rows = list(group)
+        if of_a_layer and len(rows) > 8:
+            rows = [*rows[:3], f"    …  {len(rows) - 5} more layers", *rows[-2:]]
+        found += rows
+    return found
 
 
 def _block(text: str, language: str) -> str:

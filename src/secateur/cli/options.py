@@ -346,7 +346,7 @@ def print_pruned(result: Any, progress: Any, *, as_json: bool) -> None:
     from secateur.report.console import results_console, show_pruned
 
     show_pruned(result.record, str(result.path), results_console())
-    say_next(progress, "eval", str(result.path), "--data", "SPEC")
+    say_next(progress, "eval", result.record["model"]["id"], str(result.path), "--data", "SPEC")
 
 
 def say_next(progress: Any, *words: str) -> None:

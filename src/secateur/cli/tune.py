@@ -106,5 +106,5 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
                 "checkpoint that eval and bench read"
             )
         else:
-            say_next(progress, "eval", str(result.path), "--data", "SPEC")
+            say_next(progress, "bench", options["model"], str(result.path))
     push_finished(result.path, upload, progress)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console, Group
@@ -43,8 +44,22 @@ __all__ = [
 
 
 def results_console() -> Console:
-    """Standard output; no colour when piped. Texts are shown as they are: no markup, no emoji codes."""
-    return Console(file=sys.stdout, markup=False, emoji=False, highlight=False)
+    """Standard output; when piped no colour, nor blanks at ends of lines. Texts are shown as they are: no markup, no emojis."""
+    file: Any = sys.stdout if sys.stdout.isatty() else _WithoutTrailingBlanks(sys.stdout)
+    return Console(file=file, markup=False, emoji=False, highlight=False)
+
+
+class _WithoutTrailingBlanks:
+    """A text file to which tables are written without what only fills their last column."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return self._file.write(re.sub(r" +(?=\n)", "", text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def message_console() -> Console:
