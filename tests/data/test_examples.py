@@ -56,6 +56,48 @@ def turns(*contents: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)]
 
 
+# How prompts look: what a row of the columns' names gives
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "prompt"),
+    [
+        ({"text": "secret", "label_text": "x"}, {"labels": ["x", "y"]}, "{text}\nLabel:"),
+        ({"text": "secret", "label": 1}, {"labels": ["x", "y"], "template": "{text} Label:"}, "{text} Label:"),
+        ({"question": "secret", "choices": ["a", "b"], "answer": 1}, {}, "Question: {question}\nAnswer:"),
+        ({"question": "secret", "option1": "a", "option2": "b", "answer": 2}, {}, "Question: {question}\nAnswer:"),
+        ({"ctx": "secret", "endings": ["a", "b"], "label": 0}, {}, "{ctx}"),
+        ({"instruction": "secret", "input": "x", "output": "y"}, {}, "Instruction: {instruction}\nInput: {input}\nResponse:"),
+        ({"prompt": "secret", "completion": " y"}, {}, "{prompt}"),
+        ({"prompt": "secret", "completion": " y", "n": 3}, {"template": "{n}: {prompt}"}, "{n}: {prompt}"),
+        ({"article": "secret", "summary": "y"}, {}, "{article}\n\nSummary:"),
+        ({"messages": turns("secret", "y")}, {"tokenizer": chat_tokenizer()}, "<|user|>{messages}<|end|>\n<|assistant|>"),
+        ({"prompt": turns("secret"), "completion": [{"role": "assistant", "content": "y"}]},
+         {"tokenizer": chat_tokenizer()}, "<|user|>{prompt}<|end|>\n<|assistant|>"),
+        ({"sentence": "secret _ .", "option1": "a", "option2": "b", "answer": 2}, {}, None),
+        ({"text": "secret"}, {}, None),
+    ],
+)  # fmt: skip
+def test_the_pattern_of_the_prompts_is_that_of_a_row_of_names_and_has_nothing_of_the_data(
+    tmp_path: Path, row: dict[str, Any], options: dict[str, Any], prompt: str | None
+) -> None:
+    pattern = loaded(tmp_path, row, **options).pattern
+    assert (pattern and pattern.prompt) == prompt
+    if pattern is not None:
+        assert "secret" not in pattern.example
+        assert "{" not in pattern.example
+        assert not pattern.has_bos
+
+
+def test_the_pattern_says_whether_the_template_writes_the_token_that_begins_a_text(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(f"<s>{CHATML}")
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    pattern = loaded(tmp_path, {"text": "a", "summary": "b"}, tokenizer=tokenizer, chat="always").pattern
+    assert pattern is not None
+    assert pattern.has_bos
+    assert pattern.prompt == "<s><|user|>{text}\n\nSummary:<|end|>\n<|assistant|>"
+
+
 # Formats: each row beside what is written by hand
 
 

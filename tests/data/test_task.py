@@ -88,6 +88,7 @@ def test_a_record_says_which_examples_they_were(hundred: str) -> None:
     assert {name: about[name]["examples"] for name in NAMES} == {"train": 81, "validation": 9, "test": 5}
     assert len({about[name]["fingerprint"] for name in NAMES}) == 3
     assert all(about[name]["spec"] == hundred and about[name]["kind"] == "choice" for name in NAMES)
+    assert (about["train"]["prompt"], about["train"]["labels"]) == ("{text}\nLabel:", ["even", "odd"])
 
 
 # ---- several files -----------------------------------------------------------------------------------------------------

@@ -177,6 +177,31 @@ def test_a_fine_tuning_and_its_adapter_are_explained():
     assert "PeftModel" not in model_card(RECORD, "org/base")
 
 
+ASKED = {"prompt": "{text}\n```\nLabel:", "example": "It `rained`.\nLabel:", "has_bos": False}
+
+
+def asked(**more):
+    train = {"spec": "/home/me/task.jsonl", "examples": 9, **ASKED, **more}
+    return {**RECORD, "data": {"train": train}, "training": {"settings": {"train": "lora"}, "steps": 231}}
+
+
+def test_a_task_says_its_prompts_and_labels_and_is_asked_so():
+    text = model_card(asked(labels=["good", "so `so`"]), "org/base")
+    assert "\n\n    {text}\n    ```\n    Label:\n\nThe answers are `good`, `so 'so'`. An accuracy is" in text
+    assert 'tokenizer("It \\x60rained\\x60.\\nLabel:", return_tensors="pt")' in text
+    assert "three states" not in text
+    assert "and 47 more. An accuracy" in model_card(asked(labels=[str(n) for n in range(77)]), "org/base")
+    assert "add_special_tokens" not in text
+    assert 'Label:", add_special_tokens=False, return_tensors="pt")' in model_card(asked(has_bos=True), "org/base")
+
+
+def test_a_task_without_labels_or_prompts_says_none():
+    assert "The answers are" not in model_card(asked(labels=[]), "org/base")
+    text = model_card(asked(prompt=None, example=None), "org/base")
+    assert "How to ask it" not in text
+    assert "The three states of matter are" in text
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of peft
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_python_of_the_card_runs_and_loads_the_adapter(adapter, tiny_checkpoint, tmp_path, capsys):
@@ -189,3 +214,10 @@ def test_the_python_of_the_card_runs_and_loads_the_adapter(adapter, tiny_checkpo
     exec(code.replace("path/to/this/folder", str(folder)), names)  # noqa: S102
     assert capsys.readouterr().out.startswith("The three states of matter are")
     assert isinstance(names["model"], PeftModel) == adapter
+
+
+def test_the_python_of_a_task_s_card_asks_in_its_form(tiny_checkpoint, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", model_card(asked(), "org/base"), re.DOTALL)
+    names = {}
+    exec(code.replace("path/to/this/folder", str(tiny_checkpoint)), names)  # noqa: S102
+    assert names["tokenizer"].decode(names["tokens"]["input_ids"][0]) == ASKED["example"]

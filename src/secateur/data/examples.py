@@ -16,6 +16,7 @@ import torch
 
 from secateur.data.chat import ChatTemplate, ChatUse
 from secateur.data.formats import Kind, format_of, row_named
+from secateur.data.pattern import PromptPattern, pattern_of
 from secateur.data.tables import load_table
 from secateur.errors import DataError
 
@@ -80,6 +81,9 @@ class Examples(Sequence[Example]):
 
     labels: tuple[str, ...] = ()
     """What a classification chooses among; give it to `load_examples` with the test data."""
+
+    pattern: PromptPattern | None = None
+    """How the prompts look; None where there are none, or it is not known."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -231,7 +235,8 @@ def load_examples(
         raise DataError(
             f"{spec!r} is empty: none of its {len(table.rows)} rows holds an example ({form.asks}); give other data"
         )
-    return Examples(items=tuple(items), kind=form.kind, spec=spec, labels=form.labels)
+    pattern = pattern_of(form, table, writer)
+    return Examples(items=tuple(items), kind=form.kind, spec=spec, labels=form.labels, pattern=pattern)
 
 
 def _order(number: int, seed: int) -> list[int]:

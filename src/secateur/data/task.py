@@ -39,8 +39,11 @@ class Task:
     """To report on, once."""
 
     def describe(self) -> dict[str, Any]:
-        """What a record says about this data."""
-        return {name: getattr(self, name).describe() for name in ("train", "validation", "test")}
+        """What a record says about this data; with what is trained on, how its prompts look and which labels may follow."""
+        found = {name: getattr(self, name).describe() for name in ("train", "validation", "test")}
+        if self.train.pattern is not None:
+            found["train"] |= {**self.train.pattern.describe(), "labels": list(self.train.labels)}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -45,7 +46,8 @@ def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping
         tags=["secateur", "pruning", "layer-pruning"],
         **{key: value for key, value in (inherited or {}).items() if key in _INHERITED and value},
     )
-    sections = [_title(record, name), _table(record), _task(record), _making(record), _loading(record), _limits(data)]
+    parts = (_table, _task, _asking, _making, _loading)
+    sections = [_title(record, name), *(part(record) for part in parts), _limits(data)]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -122,6 +124,30 @@ def _task(record: Mapping[str, Any]) -> str:
     first = next(iter(tasks.values()))
     head = f"On {first['num_items']:,} test items of the task:\n\n| | {first['metric']} | 95 % interval |\n|---|---:|---:|\n"
     return head + "\n".join(rows)
+
+
+def _asking(record: Mapping[str, Any]) -> str:
+    """How the prompts of the task look that it was fine-tuned on, and which labels may follow."""
+    train = (record.get("data") or {}).get("train") or {}
+    if not train.get("prompt"):
+        return ""
+    # Indented by four, it is code whatever is in it.
+    form = "\n".join(f"    {line}" for line in str(train["prompt"]).splitlines())
+    said = (
+        f"## How to ask it\n\nIts prompts in training had this form, with the columns of the data in braces:\n\n{form}"
+    )
+    labels = train.get("labels") or []
+    if labels:
+        rest = f" and {len(labels) - _MOST_LABELS} more" if len(labels) > _MOST_LABELS else ""
+        said += (
+            f"\n\nThe answers are {', '.join(map(_code, labels[:_MOST_LABELS]))}{rest}. An accuracy is the share of items where the "
+            "model finds the right one likeliest of these; writing freely, it may write something else."
+        )
+    return said
+
+
+_MOST_LABELS = 30
+"""That are named on the card; the record has all."""
 
 
 def _results(record: Mapping[str, Any]) -> list[Any]:
@@ -217,8 +243,12 @@ def _tuned(record: Mapping[str, Any]) -> list[str]:
 
 
 def _loading(record: Mapping[str, Any]) -> str:
-    """Python that loads the model and writes a few words; with the adapter, where there is one."""
-    return _LOADING.format(*(_WITH_ADAPTER if record.get("adapter") else ("", "")))
+    """Python that loads the model and asks it what its task is, if it has one; with the adapter, where there is one."""
+    train = (record.get("data") or {}).get("train") or {}
+    prompt = json.dumps(train.get("example") or "The three states of matter are", ensure_ascii=False)
+    options = ", add_special_tokens=False" if train.get("has_bos") else ""  # it is written out
+    adapter = _WITH_ADAPTER if record.get("adapter") else ("", "")
+    return _LOADING.format(*adapter, prompt.replace("`", "\\x60"), options)
 
 
 _WITH_ADAPTER = (
@@ -235,7 +265,7 @@ folder = "path/to/this/folder"  # or this repository's id on the hub
 model = AutoModelForCausalLM.from_pretrained(folder)
 {}tokenizer = AutoTokenizer.from_pretrained(folder)
 
-tokens = tokenizer("The three states of matter are", return_tensors="pt")
+tokens = tokenizer({}{}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**tokens, max_new_tokens=32)[0], skip_special_tokens=True))
 ```"""
 
