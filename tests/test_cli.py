@@ -898,7 +898,7 @@ def test_tune_prints_both_models_the_proof_and_what_is_next_and_quiet_nothing_el
     assert dense.split("it came")[1].split()[0] == "6"
     assert pruned.split("fine-tuned")[1].split()[0] == "4"
     assert sum(line.rstrip().endswith("dropped") for line in lines) == 2  # the bars of the scores
-    assert "than the dense model on the same items" in captured.out or "the same as the dense model" in captured.out
+    assert "than the dense model on the same 3 items" in captured.out or "the same as the dense model" in captured.out
     assert "proven: loaded again from disk" in captured.out
     assert lines[-1] == "the pruned model is in out, its adapter in out/adapter"
     assert "next:" not in captured.out

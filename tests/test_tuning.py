@@ -727,3 +727,4 @@ def test_run_says_beforehand_what_it_will_use(tiny_checkpoint: Path, data: str, 
     assert progress.notes[0].startswith("25 training, 2 validation and 3 test examples of about ")
     assert "; 8 steps of fine-tuning on 8; about " in progress.notes[0]
     assert re.search(r"; about 0\.5 GB of memory; about .* tokens/s$", progress.notes[0])
+    assert progress.notes[1] == "3 test items are few: differences between models below 67 points will not show"

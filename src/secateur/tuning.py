@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 
+from secateur.data.examples import Examples
 from secateur.data.task import TaskSettings, calibration_windows
 from secateur.decoder import Decoder, unwrapped
 from secateur.depth import layer_count
 from secateur.errors import ProofError, RequestError
 from secateur.estimation.tuning import tuning_peak
+from secateur.evaluation.intervals import smallest_shown
 from secateur.evaluation.memory import PeakMemory
-from secateur.evaluation.tasks import Metric, check_metric
+from secateur.evaluation.tasks import Metric, check_metric, suitable
 from secateur.loading import autocast_dtype, load_config, load_tokenizer
 from secateur.methods import Method, Run, method_named
 from secateur.plan import PruningPlan
@@ -58,6 +60,9 @@ from secateur.training.supervised import FineTuning, check_fine_tuning
 from secateur.tuning_request import TuningRequest
 
 __all__ = ["tune"]
+
+_FEW = 100
+"""Test items below which it is said beforehand what they will not show."""
 
 
 def tune(
@@ -141,6 +146,8 @@ def tune(
             model, about = decoder.model, describe_model(decoder.model, id=str(source), revision=revision)
         ahead = _preflight(asked, bench, decoder, speed=speed)
         stages.progress.note(f"{ahead}{LESS_WHAT_IS_DONE if resume else ''}")
+        if few := _few_items(asked.metric, bench.data.test):
+            stages.progress.note(few)
         work.begin({**same, "data": bench.data.describe(), "config": about["config_sha256"]})
         with stages.stage("measure dense"):
             bench.measure("dense", model, "measuring the dense model on the task")
@@ -241,6 +248,16 @@ def _preflight(asked: TuningRequest, bench: TaskWorkbench, decoder: Decoder, *, 
         f"{memory_line(decoder, lambda: tuning_peak(cost, setting))}; about "
         f"{duration(sum(cost.tokens().values()) / rate)} at {rate:,.0f} tokens/s"
     )
+
+
+def _few_items(metric: Metric, test: Examples) -> str:
+    """What so few test items will not show, where they are few."""
+    if len(test) >= _FEW:
+        return ""
+    given = f"{len(test)} test item{'s are' if len(test) > 1 else ' is'} few"
+    if suitable(metric, test) == "accuracy":
+        return f"{given}: differences between models below {100 * smallest_shown(len(test)):.0f} points will not show"
+    return f"{given}: only large differences between models will show"
 
 
 def _tune_dense(asked: TuningRequest, bench: TaskWorkbench, keeping: Keeping) -> None:

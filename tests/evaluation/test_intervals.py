@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from secateur.errors import RequestError
-from secateur.evaluation.intervals import TaskResult, influence, paired_difference, standard_error, wilson
+from secateur.evaluation.intervals import (
+    TaskResult,
+    influence,
+    paired_difference,
+    smallest_shown,
+    standard_error,
+    wilson,
+)
 
 
 def result(outcomes, *, metric="accuracy", weights=None):
@@ -54,7 +61,39 @@ def test_the_paired_difference_is_the_mean_of_the_items_differences():
     differences = [x - y for x, y in zip(a, b, strict=True)]
     margin = 1.959964 * statistics.stdev(differences) / math.sqrt(5)
     assert paired_difference(result(a), result(b)) == pytest.approx((0.2, 0.2 - margin, 0.2 + margin), rel=1e-6)
-    assert paired_difference(result(a), result(a)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("count", [1, 6, 60, 1000])
+def test_where_no_item_differs_the_share_that_may_is_the_one_of_which_none_is_seen_in_one_of_twenty(count):
+    outcomes = [1.0, 0.0] * (count // 2) or [1.0]
+    difference, low, high = paired_difference(result(outcomes), result(outcomes))
+    assert difference == 0
+    assert (1 - high) ** count == pytest.approx(0.05)
+    assert low == -high
+    if count == 1000:
+        assert high == pytest.approx(3 / count, rel=0.01)  # the rule of three
+    assert paired_difference(*[result(outcomes, metric="perplexity")] * 2) == (
+        pytest.approx((0, 0, 0)) if count > 1 else pytest.approx((0, math.nan, math.nan), nan_ok=True)
+    )
+
+
+def test_where_all_items_differ_alike_some_may_not():
+    right, wrong = result([1.0] * 6), result([0.0] * 6)
+    others = 1 - 0.05 ** (1 / 6)
+    assert paired_difference(right, wrong) == pytest.approx((1, 1 - 2 * others, 1))
+    assert paired_difference(wrong, right) == pytest.approx((-1, -1, -1 + 2 * others))
+    assert paired_difference(result([1.0]), result([0.0])) == pytest.approx((1, math.nan, math.nan), nan_ok=True)
+
+
+def test_the_smallest_difference_shown_is_the_first_whose_interval_leaves_out_none():
+    for count in range(3, 120):
+        shown = [
+            number
+            for number in range(1, count)
+            if paired_difference(result([1.0] * number + [0.0] * (count - number)), result([0.0] * count))[1] > 0
+        ]
+        assert smallest_shown(count) == min(shown) / count
+    assert (smallest_shown(1), smallest_shown(2), smallest_shown(6)) == (1, 1, 0.5)
 
 
 def test_the_difference_of_perplexities_is_as_sure_as_resampling_items_finds():

@@ -332,7 +332,7 @@ def test_difference_says_which_is_better_by_how_much_and_whether_it_is_chance(
 ):
     metrics = {"pruned": of_task(0.5, 0.4, 0.6, metric=metric)}
     words = difference_in_words(metrics, {"difference": difference, "low": low, "high": high}, "X")
-    assert words == f"pruned and fine-tuned it is {said} X on the same items (95 %: {interval}"
+    assert words == f"pruned and fine-tuned it is {said} X on the same 1,200 items (95 %: {interval}"
 
 
 def test_what_is_piped_has_no_blanks_at_the_ends_of_lines_and_all_else(capsys: pytest.CaptureFixture[str]) -> None:

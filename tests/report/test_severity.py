@@ -81,7 +81,7 @@ def test_word_and_bounds_are_on_the_page() -> None:
     assert '<p class="verdict heavy"><strong>Heavy loss.</strong> ' in page
     assert "up to 1.5 times clear, above that heavy" in page
     assert (
-        "Pruned and fine-tuned it is 20.0 points worse than the dense model, fine-tuned alike on the same items"
+        "Pruned and fine-tuned it is 20.0 points worse than the dense model, fine-tuned alike on the same 300 items"
         in report_page([on_task(-0.2, -0.3, -0.1)])
     )
     assert '<p class="verdict">' in report_page([run(metrics={})])

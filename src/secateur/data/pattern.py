@@ -1,4 +1,4 @@
-"""How the prompts of a task look, for those who ask the model later: with the columns' names, and with a made-up text in their place."""
+"""How the prompts of a task look, for those who ask the model later: with the columns' names, and with made-up text there."""
 
 from __future__ import annotations
 

@@ -15,7 +15,16 @@ from secateur.errors import DataError, RequestError
 if TYPE_CHECKING:
     from secateur.data.examples import Examples
 
-__all__ = ["TaskResult", "Z", "at_least_one", "influence", "paired_difference", "standard_error", "wilson"]
+__all__ = [
+    "TaskResult",
+    "Z",
+    "at_least_one",
+    "influence",
+    "paired_difference",
+    "smallest_shown",
+    "standard_error",
+    "wilson",
+]
 
 Z = 1.959963984540054
 """Standard errors to either side of the mean that hold the normal distribution's middle 95 %."""
@@ -69,6 +78,9 @@ def paired_difference(a: TaskResult, b: TaskResult) -> tuple[float, float, float
     Items that are hard for both do not widen it, as they do in each model's own interval. Normal approximation of the
     items' differences; for perplexity their effect on each value to first order (the delta method).
 
+    Shares of which every item differs alike, as where no item differs at all, have no spread to go by: what is known is that
+    the share of other items is at most 1 − 0.05^(1/n), by 95 % (about 3/n), and each of those differs by 1 at most either way.
+
     Raises:
         RequestError: if the two are of other metrics or other items.
     """
@@ -79,6 +91,10 @@ def paired_difference(a: TaskResult, b: TaskResult) -> tuple[float, float, float
             f"the results are of other items ({a.num_items} and {b.num_items}) or another tokenizer; "
             "score both models on the same"
         )
+    alike = {x - y for x, y in zip(a.outcomes, b.outcomes, strict=True)}
+    if a.metric != "perplexity" and len(alike) == 1 and (alike == {0.0} or a.num_items > 1):
+        others, each = 1 - 0.05 ** (1 / a.num_items), alike.pop()
+        return each, each - others * (1 + each), each + others * (1 - each)
     effects = [
         influence(result.outcomes, result.weights) * (result.value if result.metric == "perplexity" else 1.0)
         for result in (a, b)
@@ -86,6 +102,15 @@ def paired_difference(a: TaskResult, b: TaskResult) -> tuple[float, float, float
     difference = a.value - b.value
     margin = Z * standard_error(effects[0] - effects[1])
     return difference, difference - margin, difference + margin
+
+
+def smallest_shown(num_items: int) -> float:
+    """The smallest difference of two accuracies whose 95 % interval on so many items leaves out 0, a share.
+
+    That is if no item differs the other way: k of n items do so where k/n > z²/(n − 1 + z²).
+    """
+    least = math.floor(num_items * Z * Z / (num_items - 1 + Z * Z)) + 1
+    return min(least, num_items) / num_items
 
 
 def at_least_one(examples: Examples) -> Examples:

@@ -140,8 +140,8 @@ def _asking(record: Mapping[str, Any]) -> str:
     if labels:
         rest = f" and {len(labels) - _MOST_LABELS} more" if len(labels) > _MOST_LABELS else ""
         said += (
-            f"\n\nThe answers are {', '.join(map(_code, labels[:_MOST_LABELS]))}{rest}. An accuracy is the share of items where the "
-            "model finds the right one likeliest of these; writing freely, it may write something else."
+            f"\n\nThe answers are {', '.join(map(_code, labels[:_MOST_LABELS]))}{rest}. An accuracy is the share of items "
+            "where the model finds the right one likeliest of these; writing freely, it may write something else."
         )
     return said
 

@@ -170,8 +170,9 @@ def recovered_in_words(record: Mapping[str, Any]) -> str | None:
 
 
 def difference_in_words(metrics: Mapping[str, Mapping[str, Any]], difference: Mapping[str, float], than: str) -> str:
-    """The pruned model against another on the same items, with the 95 % interval of the difference."""
+    """The pruned model against another on the same items, how many they are, and the 95 % interval of the difference."""
     task = metrics["pruned"]["task"]
+    items = f"{task['num_items']:,} item" + ("s" if task["num_items"] > 1 else "")
     scale, unit = (100, " points") if task["metric"] != "perplexity" else (1, "")
     size, low, high = (scale * difference[name] for name in ("difference", "low", "high"))
     if size:
@@ -180,7 +181,8 @@ def difference_in_words(metrics: Mapping[str, Mapping[str, Any]], difference: Ma
     else:
         said = "the same as"
     verdict = ", more than chance explains" if low > 0 or high < 0 else ", which may be chance" if size else ""
-    return f"pruned and fine-tuned it is {said} {than} on the same items (95 %: {_signed(low)} to {_signed(high)}){verdict}"
+    interval = f"95 %: {_signed(low)} to {_signed(high)}"
+    return f"pruned and fine-tuned it is {said} {than} on the same {items} ({interval}){verdict}"
 
 
 def _signed(value: float) -> str:
