@@ -121,7 +121,15 @@ def test_a_speed_in_doubt_stands_below_the_table():
     speeds["pruned"]["decode_tokens_per_second"] = 24.0
     text = model_card({**RECORD, "metrics": speeds}, "org/base")
     assert "measured on `python-docs`. The speed is in doubt: 2.40 times as fast was measured" in text
-    assert "The speed is in doubt" not in model_card(RECORD, "org/base")
+    assert "| decode tokens/s | 10.00 | 24.00 | +140.0 % (in doubt) |" in text
+    assert "in doubt" not in model_card(RECORD, "org/base")
+
+
+def test_the_table_of_a_tuned_model_has_no_row_of_what_was_not_measured():
+    metrics = {"dense": {"num_layers": 30}, "pruned": {"num_layers": 24, "size_bytes": 17_000_000}}
+    text = model_card({**RECORD, "metrics": metrics}, "org/base")
+    assert "| size on disk | not measured | 17 MB | – |" in text
+    assert "| perplexity |" not in text
 
 
 def test_a_licence_and_a_base_that_are_not_known_are_said_not_to_be(tmp_path):

@@ -99,10 +99,11 @@ def with_speeds(layers, parameters, prefill, decode):
     [
         (with_speeds(24, 80.0, 12.5, 12.5), None),  # the ideal
         (with_speeds(24, 80.0, 12.5, 13.7), None),  # 1.1 times that
-        (with_speeds(24, 80.0, 12.5, 13.8), "1.38 times as fast was measured, where the smaller model explains 1.25 times"),
-        (with_speeds(24, 80.0, 24.0, 12.5), "2.40 times as fast was measured, where the smaller model explains 1.25 times"),
+        (with_speeds(24, 80.0, 12.5, 13.8), "1.38 times as fast was measured, where the smaller model explains 1.25 times by"),
+        (with_speeds(24, 80.0, 24.0, 12.5), "2.40 times as fast was measured, where the smaller model explains 1.25 times by"),
         (with_speeds(24, 80.0, 12.5, 9.2), "writing, the smaller model was measured at 0.92 times the speed"),
         (with_speeds(30, 100.0, 9.9, 9.9), None),  # as large
+        (with_speeds(20, 80.0, 12.5, 24.0), "where the smaller model explains 1.50 times by its layers"),
         (with_speeds(15, 80.0, 20.0, 20.0), None),  # where starting a layer takes the time
         (with_speeds(24, 80.0, None, None), None),
         (with_speeds(None, None, 90.0, 90.0), None),  # nothing to hold it to
@@ -129,7 +130,21 @@ def test_turns_that_differ_by_more_than_a_quarter_are_in_doubt(turns, said):
     assert writing.in_words() == f"1.25× ({turns[0] / 10:.2f} to 1.40)"
 
 
-def test_comparison_has_all_rows_and_marks_what_is_missing():
+def test_speeds_in_doubt_are_marked_in_their_rows_and_nothing_else_is():
+    def marked(metrics):
+        return {row.metric: row.change.endswith(" (in doubt)") for row in compared(metrics)}
+
+    doubted = with_speeds(24, 80.0, 12.5, 13.8)
+    speeds = {"prefill tokens/s": True, "decode tokens/s": True}
+    assert marked(doubted) == {"layers": False, "parameters": False, **speeds}
+    assert not any(marked(with_speeds(24, 80.0, 12.5, 12.5)).values())
+    doubted["pruned"]["prefill_tokens_per_second"] = None
+    assert marked(doubted)["prefill tokens/s"] is False  # nothing to doubt
+    text = drawn(comparison_table(with_speeds(24, 80.0, 12.5, 13.8)))
+    assert text.count("(in doubt)") == 2
+
+
+def test_comparison_has_all_rows_and_says_what_is_missing():
     rows = {row.metric: (row.dense, row.pruned, row.change) for row in compared(METRICS)}
     assert rows == {
         "layers": ("30", "22", "−26.7 %"),
@@ -137,15 +152,16 @@ def test_comparison_has_all_rows_and_marks_what_is_missing():
         "perplexity": ("20.00", "2,400", "×120"),
         "size on disk": ("538 MB", "425 MB", "−21.0 %"),
         "prefill tokens/s": ("1,000", "1,300", "+30.0 %"),
-        "decode tokens/s": ("10.00", "–", "–"),
+        "decode tokens/s": ("10.00", "not measured", "–"),
     }
     text = drawn(comparison_table(METRICS))
     assert all(metric in text for metric in rows)
 
 
 @pytest.mark.parametrize("metrics", [{}, {"dense": {}}, {"dense": None, "pruned": {"perplexity": math.inf}}])
-def test_comparison_without_values_is_drawn(metrics):
-    assert "–" in drawn(comparison_table(metrics))
+def test_comparison_has_no_row_that_neither_model_has(metrics):
+    assert [row.metric for row in compared(metrics)] == ["perplexity"] * ("inf" in str(metrics))
+    assert "change" in drawn(comparison_table(metrics))
 
 
 @pytest.mark.parametrize(
@@ -284,6 +300,15 @@ def test_task_table_is_a_row_a_model_with_its_figure_interval_and_items():
         ["dense, fine-tuned", "30", "134.5 M", "0.900", "0.880 to 0.920", "1,200", "–"],
         ["pruned, fine-tuned", "18", "92 M", "0.875", "0.850 to 0.900", "1,200", "–"],
     ]
+
+
+def test_task_table_marks_a_speed_in_doubt():
+    metrics = {
+        "dense": of_task(0.6, 0.5, 0.7, prefill_tokens_per_second=1000.0),
+        "pruned": {**of_task(0.6, 0.5, 0.7, prefill_tokens_per_second=1400.0), "num_layers": 29},
+    }
+    _, dense, pruned = cells(drawn(task_table(metrics), width=160))
+    assert (dense[-1], pruned[-1]) == ("1,000", "1,400 (in doubt)")
 
 
 def test_task_table_of_the_widest_figures_has_whole_words_in_80_columns():

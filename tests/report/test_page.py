@@ -65,6 +65,57 @@ def test_a_speed_in_doubt_is_not_in_the_verdict_and_is_said_beside_the_speeds() 
     assert "The speed is in doubt" in report_page([doubted])
     assert "The speed is in doubt" not in report_page([run()])
     assert "100.00× (in doubt)" in report_page([doubted, run("b")])
+    cells = [cell.text for cell in parsed(report_page([doubted])).iter("td") if "in doubt" in (cell.text or "")]
+    # of the comparison, then of the speeds: reading and writing each
+    assert cells == ["+40.0\u00a0% (in doubt)", "×100 (in doubt)", "1.40× (in doubt)", "100.00× (in doubt)"]
+
+
+def test_what_a_speed_is_held_to_is_named_for_what_it_is() -> None:
+    page = report_page([run(dropped=[1], metrics__pruned__decode_tokens_per_second=40.0)])  # 6 to 4 layers, 1000 to 700
+    assert "where the smaller model explains 1.50 times by its layers" in page
+    (head,) = (each for each in parsed(page).iter("th") if (each.text or "").startswith("ideal"))
+    assert head.text == "ideal by parameters"
+    assert "1.43×" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({}, "m without 2 of 6 layers (elder)"),
+        ({"recovery": {"kind": "lora", "losses": []}}, "m without 2 of 6 layers (elder, recovered)"),
+        ({"training": {"losses": []}, "model__id": "owner/name"}, "name without 2 of 6 layers (elder, fine-tuned)"),
+        ({"model__id": "/a/b/<i>/"}, "<i> without 2 of 6 layers (elder)"),
+    ],
+)
+def test_title_and_heading_say_the_model_and_what_was_done(changes: dict[str, Any], title: str) -> None:
+    page = parsed(report_page([run("folder", **changes)]))
+    assert [page.find("head/title").text, next(page.iter("h1")).text] == [title, title]
+    assert "folder" in [code.text for code in page.iter("code")]
+
+
+def test_the_title_of_several_runs_names_them() -> None:
+    assert parsed(report_page([run("a"), run("b")])).find("head/title").text == "2 runs: a, b"
+
+
+def test_curves_of_losses_start_at_the_first_step_however_a_record_counts() -> None:
+    from_none = [{"step": 0, "loss": 3.0}, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    from_one = [{**each, "step": each["step"] + 1} for each in from_none]
+
+    def drawn(losses: list[dict[str, float]]) -> str:
+        return report_page([run(training={"losses": losses})])
+
+    assert drawn(from_none) == drawn(from_one) == drawn([{"loss": each["loss"]} for each in from_none])
+    assert drawn(from_none) != drawn([{**each, "step": each["step"] + 1} for each in from_one])
+
+
+def test_the_table_of_runs_of_several_metrics_names_the_metric_in_each_row() -> None:
+    page = parsed(report_page([run("a"), run("b"), tuned(0.8, 0.9)]))
+    head, *rows = ([cell.text for cell in row] for row in next(page.iter("table")).iter("tr"))
+    assert head[4] == "quality"
+    assert [row[4] for row in rows] == ["25.00 (perplexity)"] * 2 + ["0.800 (0.700 to 0.900) (accuracy)"]
+    alike = next(parsed(report_page([run("a"), run("b")])).iter("table"))
+    head, *rows = ([cell.text for cell in row] for row in alike.iter("tr"))
+    assert (head[4], rows[0][4]) == ("perplexity", "25.00")
 
 
 def test_text_of_strangers_is_text_and_no_markup() -> None:

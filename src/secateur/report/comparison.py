@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "IN_DOUBT",
     "MISSING",
     "ComparedRow",
     "SpeedUp",
@@ -26,6 +27,9 @@ __all__ = [
 
 MISSING = "–"
 """Stands for a value that was not measured."""
+
+IN_DOUBT = " (in doubt)"
+"""Stands behind every speed of a run whose speeds are in doubt."""
 
 
 _PLAUSIBLE = 1.1  # times what the smaller model explains
@@ -48,11 +52,21 @@ def compared(metrics: Mapping[str, Mapping[str, Any]]) -> list[ComparedRow]:
 
     Args:
         metrics: the record's `metrics`: `dense` and `pruned`, each with any of `num_layers`, `num_parameters`,
-            `perplexity`, `size_bytes`, `prefill_tokens_per_second`, `decode_tokens_per_second`. Each of these is a
-            row, measured or not; other entries are not shown.
+            `perplexity`, `size_bytes`, `prefill_tokens_per_second`, `decode_tokens_per_second`. Each of these that was
+            measured of one of the two is a row, and speeds in doubt are marked; other entries are not shown.
     """
     dense, pruned = metrics.get("dense") or {}, metrics.get("pruned") or {}
-    return [_row(label, dense.get(key), pruned.get(key), write) for key, (label, write) in _METRICS.items()]
+    rows = []
+    for key, (label, write) in _METRICS.items():
+        before, after = _number(dense.get(key)), _number(pruned.get(key))
+        if before is None and after is None:
+            continue
+        change = change_in_words(before, after)
+        if key.endswith("_per_second") and change != MISSING and doubt_of_speed(metrics) is not None:
+            change += IN_DOUBT
+        said = ["not measured" if value is None else write(value) for value in (before, after)]
+        rows.append(ComparedRow(metric=label, dense=said[0], pruned=said[1], change=change))
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +118,14 @@ def doubt_of_speed(metrics: Mapping[str, Mapping[str, Any]]) -> str | None:
     """
     dense, pruned = metrics.get("dense") or {}, metrics.get("pruned") or {}
     smaller = [
-        dense[name] / pruned[name] for name in ("num_parameters", "num_layers") if dense.get(name) and pruned.get(name)
+        (dense[name] / pruned[name], words)
+        for name, words in (("num_parameters", "by its parameters"), ("num_layers", "by its layers"))
+        if dense.get(name) and pruned.get(name)
     ]
-    explained, found = max(smaller, default=math.inf), speed_ups(metrics)
+    (explained, by), found = max(smaller, default=(math.inf, "")), speed_ups(metrics)
     fastest = max((each.ratio for each in found), default=0.0)
     if fastest > _PLAUSIBLE * explained:
-        said = f"{fastest:.2f} times as fast was measured, where the smaller model explains {explained:.2f} times"
+        said = f"{fastest:.2f} times as fast was measured, where the smaller model explains {explained:.2f} times {by}"
     elif slow := [each for each in found if smaller and each.ratio < 1 < explained]:
         said = f"{slow[0].way}, the smaller model was measured at {slow[0].ratio:.2f} times the speed"
     elif unsteady := [each for each in found if each.turns and max(each.turns) > _STEADY * min(each.turns)]:
@@ -190,16 +206,6 @@ def _signed(value: float) -> str:
     if math.isnan(value):
         return MISSING
     return f"{value:+.1g}" if 0 < abs(value) < 0.05 else f"{value:+.1f}"
-
-
-def _row(label: str, dense: Any, pruned: Any, write: Callable[[float], str]) -> ComparedRow:
-    before, after = _number(dense), _number(pruned)
-    return ComparedRow(
-        metric=label,
-        dense=MISSING if before is None else write(before),
-        pruned=MISSING if after is None else write(after),
-        change=change_in_words(before, after),
-    )
 
 
 def _number(value: Any) -> float | None:

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from secateur.report.budget import budget_table
 from secateur.report.comparison import (
+    IN_DOUBT,
     MISSING,
     cached_generation_in_words,
     compared,
@@ -207,7 +208,7 @@ def comparison_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     """Dense against pruned: layers, parameters, perplexity, size on disk, speeds, and how each changed.
 
     Args:
-        metrics: the record's `metrics`; what is missing or None is shown as –.
+        metrics: the record's `metrics`; a row that neither model has is left out.
     """
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("metric")
@@ -319,6 +320,7 @@ def task_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_column("model", min_width=len("fine-tuned"))
     for name in ("layers", "parameters", figure, "95 % interval", "items", "prefill tokens/s"):
         table.add_column(name, justify="right", min_width=max(map(len, name.split())))  # words stay whole
+    doubted = "" if doubt_of_speed(metrics) is None else IN_DOUBT
     names = {"dense": "dense, as it came", "dense_tuned": "dense, fine-tuned", "pruned": "pruned, fine-tuned"}
     for key, name in names.items():
         if key not in metrics:
@@ -332,7 +334,7 @@ def task_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{task['value']:.3f}" if task["value"] < 10 else format_number(task["value"]),
             _interval(*task["interval"]),
             f"{task['num_items']:,}",
-            MISSING if speed is None else format_number(speed),
+            MISSING if speed is None else format_number(speed) + (doubted if key == "pruned" else ""),
         )
     return table
 

@@ -72,7 +72,7 @@ def table(head: list[str], rows: list[list[object]], *, caption: str) -> Html:
 
 def _is_figure(cell: object) -> bool:
     number = r"[-+−±×<~]?\d[\d.,]*(?:e[-+]?\d+)?"
-    figure = rf"{number}(?: to {number})?[×%]?(?: (?:%|[KMBG]|[kMG]?B|s))?(?: \(.*\))?|–|none"
+    figure = rf"{number}(?: to {number})?[×%]?(?: (?:%|[KMBG]|[kMG]?B|s))?(?: \(.*\))?|–|none|not measured"
     return not isinstance(cell, Html) and bool(re.fullmatch(figure, str(cell)))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from secateur.errors import RequestError
 from secateur.report.html import Html, el, joined
 from secateur.report.reported import ReportedRun, load_run
-from secateur.report.sections import sections
+from secateur.report.sections import sections, what_it_is
 from secateur.report.several import side_by_side
 
 __all__ = ["ReportedRun", "distinct_names", "is_page", "load_run", "report_page"]
@@ -24,7 +24,7 @@ def report_page(runs: Sequence[ReportedRun]) -> str:
     Args:
         runs: one or more.
     """
-    title = "Pruned: " + ", ".join(run.name for run in runs)
+    title = what_it_is(runs[0]) if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
     content = joined(*(sections(runs[0]) if len(runs) == 1 else side_by_side(runs)))
     static = files("secateur.report") / "static"
     style, script = (Html((static / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))

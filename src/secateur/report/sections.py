@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
-from secateur.places import shortened
+from secateur.places import last_part, shortened
 from secateur.report.charts import Bar, bars, format_small, heat_map, lines
 from secateur.report.choice import learned_scores, weights_learned
 from secateur.report.comparison import (
+    IN_DOUBT,
     MISSING,
     cached_generation_in_words,
     compared,
@@ -26,7 +26,7 @@ from secateur.report.reported import Quality, ReportedRun, ratio, verdict
 from secateur.report.severity import severity
 from secateur.report.weights import dense_in_words, weight_changes
 
-__all__ = ["judged", "layers_of", "sections"]
+__all__ = ["judged", "layers_of", "sections", "what_it_is"]
 
 
 def sections(run: ReportedRun) -> list[Html]:
@@ -52,11 +52,20 @@ def sections(run: ReportedRun) -> list[Html]:
 
 def _heading(run: ReportedRun) -> Html:
     return joined(
-        el("h1", run.name),
+        el("h1", what_it_is(run)),
         judged(run),
-        el("p", "Removed (counted from 0): ", el("strong", layer_ranges(run.record["dropped"])), " of ",
-           el("code", Path(str(run.record["model"]["id"])).name), "."),
+        el("p", "Removed (counted from 0): ", el("strong", layer_ranges(run.record["dropped"])), ". The run's folder is ",
+           el("code", run.name), "."),
     )  # fmt: skip
+
+
+def what_it_is(run: ReportedRun) -> str:
+    """The model and what was done to it: `tiny without 2 of 8 layers (shortgpt)`."""
+    record = run.record
+    done = ["fine-tuned"] if record.get("training") else ["recovered"] if record.get("recovery") else []
+    how = ", ".join([str(record["method"]["name"]), *done])
+    removed = f"{len(record['dropped'])} of {record['model']['num_layers']} layers"
+    return f"{last_part(str(record['model']['id']))} without {removed} ({how})"
 
 
 def judged(run: ReportedRun) -> Html:
@@ -69,9 +78,7 @@ def judged(run: ReportedRun) -> Html:
 
 def _dense_and_pruned(run: ReportedRun) -> Html:
     rows: list[list[object]] = [
-        [row.metric, row.dense, row.pruned, row.change]
-        for row in compared(run.record["metrics"])
-        if (row.dense, row.pruned) != (MISSING, MISSING)
+        [row.metric, row.dense, row.pruned, row.change] for row in compared(run.record["metrics"])
     ]
     text, on = (run.record.get("eval_data") or {}).get("spec"), measured_in_words(run.record)
     caption = f"Both models; perplexity on {shortened(str(text))}{on}" if text and on else "Both models"
@@ -253,9 +260,12 @@ def _training(run: ReportedRun) -> Html:
         ("Recovery after the cut", record.get("recovery") or {}),
         ("Fine-tuning", record.get("training") or {}),
     ):
+        losses = report.get("losses") or ()
+        # The first step is 1, as in the Trainer's own log, also where a record counts the steps before.
+        from_none = int(any(each.get("step") == 0 for each in losses))
         points = [
-            (each.get("step", place), each["loss"])
-            for place, each in enumerate(report.get("losses") or ())
+            (each.get("step", place) + from_none, each["loss"])
+            for place, each in enumerate(losses, start=1 - from_none)
             if "loss" in each
         ]
         if len(points) > 1:
@@ -267,23 +277,24 @@ def _training(run: ReportedRun) -> Html:
 
 
 def _speed(run: ReportedRun) -> Html:
-    ideal = ratio(run.pruned, run.dense, "num_parameters")
+    ideal, doubt = ratio(run.pruned, run.dense, "num_parameters"), doubt_of_speed(run.record["metrics"])
+    doubted = IN_DOUBT if doubt else ""
     rows: list[list[object]] = [
-        [each.way, format_number(each.dense), format_number(each.pruned), each.in_words(),
+        [each.way, format_number(each.dense), format_number(each.pruned), f"{each.in_words()}{doubted}",
          MISSING if ideal is None else f"{ideal:.2f}×"]
         for each in speed_ups(run.record["metrics"])
     ]  # fmt: skip
     if not rows:
         return Html("")
     note = (
-        "The ideal is the ratio of the parameters; reading a prompt can be beyond it, as the head runs for its last token alone. "
+        "Reading a prompt can be beyond the ratio of the parameters, as the head runs for its last token alone; both can, up to "
+        "that of the layers, where starting each takes the time. "
         "One sequence; the median of three turns, in each of which both were measured, with their range where it is known; "
         "secateur bench measures more, against operations and bytes."
     )
-    head = ["what it does", "dense, tokens/s", "pruned, tokens/s", "times as fast", "ideal"]
-    doubt = doubt_of_speed(run.record["metrics"])
-    doubted = [] if doubt is None else [el("p", el("strong", doubt))]
-    return joined(table(head, rows, caption="Tokens per second on this machine"), *doubted, el("p", note))
+    head = ["what it does", "dense, tokens/s", "pruned, tokens/s", "times as fast", "ideal by parameters"]
+    said = [] if doubt is None else [el("p", el("strong", doubt))]
+    return joined(table(head, rows, caption="Tokens per second on this machine"), *said, el("p", note))
 
 
 def _texts(run: ReportedRun) -> Html:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from secateur.report.charts import Point, scatter
 from secateur.report.comparability import MeasuredAlike, measured_alike
-from secateur.report.comparison import MISSING, doubt_of_speed, format_count
+from secateur.report.comparison import IN_DOUBT, MISSING, doubt_of_speed, format_count
 from secateur.report.html import Html, el, joined, table
 from secateur.report.reported import Quality, ReportedRun, ratio
 from secateur.report.sections import judged, layers_of
@@ -18,8 +18,9 @@ __all__ = ["side_by_side"]
 def side_by_side(runs: Sequence[ReportedRun]) -> list[Html]:
     """The sections of the page, one after the other."""
     alike = measured_alike(runs)
-    metric = next((run.quality.metric for run in (*alike.runs, *runs) if run.quality is not None), "")
-    head = ["run", "method", "layers dropped", "parameters", metric or "quality", "writing, times as fast"]
+    found = {run.quality.metric for run in runs if run.quality is not None}
+    metric = found.pop() if len(found) == 1 else "quality"
+    head = ["run", "method", "layers dropped", "parameters", metric, "writing, times as fast"]
     head += ["comparable"] if alike.why_not else []
     rows = [_row(run, metric, alike) for run in runs]
     return [
@@ -44,7 +45,7 @@ def _row(run: ReportedRun, metric: str, alike: MeasuredAlike) -> list[object]:
     if quality is not None and quality.metric != metric:
         said += f" ({quality.metric})"
     size = run.pruned.get("num_parameters")
-    reason, doubted = alike.reason(run), " (in doubt)" if doubt_of_speed(run.record["metrics"]) else ""
+    reason, doubted = alike.reason(run), IN_DOUBT if doubt_of_speed(run.record["metrics"]) else ""
     return [
         run.name, run.record["method"]["name"], len(run.record["dropped"]), MISSING if size is None else format_count(size),
         said, MISSING if speed is None else f"{speed:.2f}×{doubted}",
