@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from audit import AXE, GRAVE, findings, views
 from browser import CHROMIUM, Page, browser
-from made_up_runs import PAGES, run, thirty
+from made_up_runs import PAGES, run, thirty, tuned
 
 from secateur.report.page import report_page
 
@@ -138,6 +138,25 @@ def test_a_table_that_goes_on_beyond_a_phone_says_so(tab: Page, folder: Path) ->
     assert tab.value(said) == "none"
     tab.open(folder / "several runs.html", width=390)
     assert "goes on to the right" in tab.value(said)
+
+
+def test_a_caption_is_no_wider_than_the_screen_and_stays_where_its_table_scrolls(tab: Page, tmp_path: Path) -> None:
+    page = tmp_path / "captioned.html"
+    runs = [run(name, metrics__pruned__nll_stderr=0.04) for name in ("a", "elder-with-recovery-25-percent")]
+    page.write_text(report_page([*runs, tuned(0.8, 0.9)]), encoding="utf-8")
+    edges = "(({left, right}) => [left, right])(document.querySelector('.wide caption').getBoundingClientRect())"
+    for width in (390, 320):
+        tab.open(page, width=width)
+        before = tab.value(edges)
+        assert 0 <= before[0] < before[1] <= width
+        assert (
+            tab.value("((wide) => {wide.scrollLeft = 9999; return wide.scrollLeft})(document.querySelector('.wide'))")
+            > 50
+        )
+        assert tab.value(edges) == before
+    words = "(({width}) => width)(document.querySelector('.wide caption').getBoundingClientRect())"
+    tab.open(page, width=1280)
+    assert tab.value(words) > 600  # on a wide screen nothing is narrower for it
 
 
 def test_on_a_phone_the_texts_of_both_models_stand_below_each_other(tab: Page, folder: Path) -> None:
