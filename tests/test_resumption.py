@@ -15,7 +15,7 @@ import torch
 
 from interrupts import stop
 from secateur import disk, pipeline, resumption, signals, text_workbench
-from secateur.errors import RequestError, WriteError
+from secateur.errors import OutputError, RequestError, WriteError
 from secateur.methods import METHODS
 from secateur.pipeline import Pruned, Target, TextSettings, prune
 from secateur.resumption import work_directory
@@ -129,6 +129,34 @@ def test_resumed_run_ends_with_the_bytes_and_figures_of_the_undisturbed(
     assert steps[0] == again.get(phase, 0)
 
 
+@pytest.mark.parametrize(
+    ("phase", "chosen", "prepared"), [("chosen", 0, 1), ("second step of stage 2", 0, 0.5), ("prepared", 0, 0)]
+)
+def test_line_ahead_of_a_resumed_run_counts_what_is_left(
+    tiny_checkpoint: Path, text: TextSettings, tmp_path: Path, phase: str, chosen: float, prepared: float
+) -> None:
+    """Stage 2 has four steps; a recovery has not begun."""
+    original, costs = pipeline.preflight, list[Any]()
+
+    def ahead(decoder: Any, data: Any, held_out: Any, cost: Any, *args: Any, **rest: Any) -> str:
+        costs.append(cost)
+        return original(decoder, data, held_out, cost, *args, **rest)
+
+    owner, name, call = PHASES[phase]
+    for resume, moment in (False, (owner, name, call)), (True, (resumption.Work, "begin", 1)):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(pipeline, "preflight", ahead)
+            stop(monkeypatch, *moment)
+            with pytest.raises(KeyboardInterrupt):
+                run(tiny_checkpoint, text, tmp_path / "out", "elder", resume=resume)
+    whole, left = costs
+    assert left.choose_tokens == chosen * whole.choose_tokens
+    assert left.prepare_tokens == prepared * whole.prepare_tokens
+    assert left.recover_tokens == whole.recover_tokens
+    assert (whole.choose_tokens, whole.prepare_tokens, whole.recover_tokens) > (0, 0, 0)
+    assert left.preparing == whole.preparing, "the memory is that of the whole run"
+
+
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many steps are trained from here on."""
     from secateur.training.removal import _RemovalTrainer
@@ -221,12 +249,38 @@ def test_run_that_was_killed_when_its_result_was_in_place_is_done(
         monkeypatch.setattr(resumption.Work, "forget", lambda _: None)
         result = run(tiny_checkpoint, text, out, "laco")
     before = (out / "secateur" / "record.json").read_bytes()
-    with pytest.raises(RequestError, match="another target"):
+    with pytest.raises(
+        RequestError, match=r"which is finished, had another target \(drop: 2 then, 1 now\); give the same"
+    ):
         run(tiny_checkpoint, text, out, "laco", resume=True, target=Target(drop=1))
     again = run(tiny_checkpoint, text, out, "laco", resume=True)
     assert (again.plan, again.proof, again.record) == (result.plan, result.proof, json.loads(before))
     assert (out / "secateur" / "record.json").read_bytes() == before
     assert not work_directory(out).exists()
+
+
+def test_finished_run_that_is_resumed_hands_over_its_result_and_no_other_runs(
+    tiny_checkpoint: Path, text: TextSettings, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = run(tiny_checkpoint, text, out, "laco")
+    assert not work_directory(out).exists()
+    there = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.MonkeyPatch.context() as elsewhere:  # a job that is started anew may be so on another machine
+        elsewhere.setattr(resumption, "versions", lambda: {"torch": "9", "device": "another"})
+        elsewhere.setattr(pipeline, "load_model", None)
+        again = run(tiny_checkpoint, text, out, "laco", resume=True)
+    assert (again.plan, again.proof, again.record["metrics"]) == (result.plan, result.proof, result.record["metrics"])
+    with pytest.raises(
+        RequestError, match=r"which is finished, had another target \(drop: 2 then, 1 now\); give the same"
+    ):
+        run(tiny_checkpoint, text, out, "laco", resume=True, target=Target(drop=1))
+    with pytest.raises(RequestError, match="there is nothing to resume"):  # it may replace that one, but had not begun
+        run(tiny_checkpoint, text, out, "laco", resume=True, overwrite=True, target=Target(drop=1))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == there
+    (out / "secateur" / "request.json").write_text("[]")
+    with pytest.raises(OutputError, match="is not empty"):
+        run(tiny_checkpoint, text, out, "laco", resume=True)
 
 
 def test_run_goes_on_only_as_it_began(tiny_checkpoint: Path, text: TextSettings, tmp_path: Path) -> None:
@@ -239,7 +293,11 @@ def test_run_goes_on_only_as_it_began(tiny_checkpoint: Path, text: TextSettings,
             run(tiny_checkpoint, text, out, "laco")
     with pytest.raises(RequestError, match=r"out\.work holds an unfinished run; add --resume"):
         run(tiny_checkpoint, text, out, "laco")
-    for other, named in ({"target": Target(drop=3)}, "target"), ({"method": "shortgpt"}, "method"):
+    for other, named in (
+        ({"target": Target(drop=3)}, r"target \(drop: 2 then, 3 now\); give the same options"),
+        ({"target": Target(layers=(1, 2))}, r"target \(drop: 2 then, null now; layers: null then, \[1, 2\] now\);"),
+        ({"method": "shortgpt"}, r"method \(name: laco then, shortgpt now;"),
+    ):
         with pytest.raises(RequestError, match=rf"the unfinished run in .*out\.work had another {named}"):
             run(tiny_checkpoint, text, out, "laco", resume=True, **other)
     data = Path(text.data)

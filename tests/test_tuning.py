@@ -546,7 +546,7 @@ def test_run_goes_on_only_when_asked_to_and_only_as_it_began(tiny_checkpoint: Pa
         ({"precision": "bf16"}, "precision"),
     ):
         with pytest.raises(
-            RequestError, match=rf"the unfinished run in .*out\.work had another {named}; give the same"
+            RequestError, match=rf"the unfinished run in .*out\.work had another {named} \(.*\); give the same"
         ):
             run(tiny_checkpoint, data, out, resume=True, **other)
     assert sorted(work_directory(out).rglob("*")) == there

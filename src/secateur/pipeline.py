@@ -100,8 +100,8 @@ def prune(
         model=str(source), method={"name": method.name, **method.options()}, text=asdict(text), target=asdict(target),
         recovery=asdict(recovery), dtype=dtype, precision=precision, revision=revision, seed=seed, prompts=list(prompts),
     )  # fmt: skip
-    if resume and by_first(lambda: finished(out)):
-        by_first(lambda: open_work(out, asked, resume=True)).forget()
+    if resume and by_first(lambda: finished(out, asked, overwrite=overwrite)):
+        stages.progress.note(f"the run to {out} is finished already; nothing is left to do")
         return handed_over(out)
     check_output(out, overwrite=overwrite)
     work = by_first(lambda: open_work(out, asked, resume=resume, minutes=checkpoint_minutes))
@@ -114,7 +114,7 @@ def prune(
             model, data, held_out = bench.decoder.model, bench.data, bench.held_out
         check_recovery(recovery, data, precision=bench.run.precision)
         ahead = preflight(
-            bench.decoder, data, held_out, bench.cost(method, recovery, target), bench.run, wide=bench.wide
+            bench.decoder, data, held_out, bench.left(bench.cost(method, recovery, target)), bench.run, wide=bench.wide
         )
         stages.progress.note(f"{ahead}{LESS_WHAT_IS_DONE if resume else ''}")
         about = describe_model(model, id=str(source), revision=revision)

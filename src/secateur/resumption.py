@@ -63,21 +63,49 @@ def work_directory(out: str | Path) -> Path:
     return target.with_name(f"{target.name}.work")
 
 
-def finished(out: str | Path) -> bool:
-    """Whether the run in the work directory had put its result in place when it was killed; then nothing is left to do."""
-    requests = (work_directory(out) / _REQUEST, Path(out).expanduser() / "secateur" / _REQUEST)
-    if not all(request.is_file() for request in requests):
+def finished(out: str | Path, asked: dict[str, Any], *, overwrite: bool = False) -> bool:
+    """Whether the run has put its result in place; then nothing is left to do. What lies in its work directory is removed.
+
+    Args:
+        out: the run's output.
+        asked: what `identity` gave. What computed the result is not asked for: it is there.
+        overwrite: whether the result of another request may be replaced.
+
+    Raises:
+        RequestError: if the result of another request is there, and may not be replaced.
+    """
+    here, there = work_directory(out) / _REQUEST, Path(out).expanduser() / "secateur" / _REQUEST
+    if not there.is_file() or (here.is_file() and here.read_bytes() != there.read_bytes()):  # with the moment it began
         return False
-    here, there = (request.read_bytes() for request in requests)  # with the moment when it began
-    return here == there
+    try:
+        before = json.loads(there.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):  # not what a run leaves
+        return False
+    changes = _differences({name: value for name, value in asked.items() if name not in _COMPUTES}, before)
+    if changes and not here.is_file() and overwrite:
+        return False
+    if changes:
+        raise RequestError(
+            f"the run to {out}, which is finished, had another {changes}; give the same options to be handed its result, or "
+            "choose another --out"
+        )
+    if here.is_file():  # killed just before it would have gone
+        shutil.rmtree(here.parent, ignore_errors=True)
+    return True
+
+
+_COMPUTES = ("torch", "transformers", "device", "secateur", "number_of_processes", "sharding", "zero_stage")
+"""What of a request says what computes it."""
 
 
 def identity(**asked: Any) -> dict[str, Any]:
     """What makes two runs the same run, as plain JSON values: what was asked for, and what computes it."""
-    computes = {name: number for name, number in versions().items() if name in ("torch", "transformers", "device")}
-    by: dict[str, Any] = {"secateur": secateur_version(), "number_of_processes": count()}
+    by: dict[str, Any] = {name: number for name, number in versions().items() if name in _COMPUTES}
+    by |= {"secateur": secateur_version(), "number_of_processes": count()}
     by |= {"sharding": sharded(), "zero_stage": zero_stage()}
-    return dict(redacted(json.loads(json.dumps({**asked, **computes, **by}, default=str))))
+    return dict(redacted(json.loads(json.dumps({**asked, **by}, default=str))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +257,23 @@ class Work:
         """Where a training inside a phase keeps its checkpoints."""
         return self.keeping.within(f"{name}-training")
 
+    def left_of(self, name: str) -> float:
+        """The share of a phase that is still to be done: all, none, or what its training has left of its steps."""
+        if (self.folder / f"{name}.json").is_file() or (self.folder / name).is_dir():
+            return 0.0
+        return self.left_to_train(name)
+
+    def left_to_train(self, name: str) -> float:
+        """The share of the steps of a training inside a phase that its last checkpoint leaves; all if there is none."""
+        left = 1.0
+        for file in self.training(name).folder.glob("checkpoint-*/trainer_state.json"):
+            with suppress(
+                OSError, ValueError, KeyError, ZeroDivisionError
+            ):  # half of one; that is judged where it is read
+                state = json.loads(file.read_text(encoding="utf-8"))
+                left = min(left, max(0.0, 1 - state["global_step"] / state["max_steps"]))
+        return left
+
     def take_along(self, about: Path) -> None:
         """Copy the request, the log, and what trainings reported to TensorBoard, to where they stay."""
         for name in (_REQUEST, _LOG):
@@ -313,12 +358,27 @@ def _result_with_weights(folder: Path) -> dict[str, Any] | None:
 
 def _check_same(asked: dict[str, Any], known: Path) -> None:
     before = _sound(known, lambda file: dict(json.loads(file.read_text(encoding="utf-8"))))
-    different = [name.replace("_", " ") for name in asked if asked[name] != before.get(name)]
-    if different:
+    if changes := _differences(asked, before):
         raise RequestError(
-            f"the unfinished run in {known.parent} had another {different[0]}; give the same options to resume it, or "
-            "remove it"
+            f"the unfinished run in {known.parent} had another {changes}; give the same options to resume it, or remove it"
         )
+
+
+def _differences(asked: dict[str, Any], before: dict[str, Any]) -> str:
+    """The first part of a request that was another one, with what of it was what: `target (drop: 2 then, 3 now)`."""
+    name = next((name for name in asked if asked[name] != before.get(name)), None)
+    if name is None:
+        return ""
+    return f"{name.replace('_', ' ')} ({'; '.join(_changed(before.get(name), asked[name]))})"
+
+
+def _changed(then: Any, now: Any, name: str = "") -> list[str]:
+    """Each value that is another now, by its name where there are several."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        names = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        return [change for key in names for change in _changed(then.get(key), now.get(key), key.replace("_", "-"))]
+    then, now = ("null" if value is None else value for value in (then, now))
+    return [f"{name}: {then} then, {now} now".removeprefix(": ")]
 
 
 def _worth_nothing(folder: Path, error: BaseException, *, begun_here: bool) -> bool:

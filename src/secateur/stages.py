@@ -63,7 +63,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-LESS_WHAT_IS_DONE = "; what an interrupted run has done of that is not done again"
+LESS_WHAT_IS_DONE = "; what the interrupted run has done is not counted"
 """Said of the time ahead where a run goes on."""
 
 _PROBES, _PROBE_SECONDS = 4, 2.0  # passes that the speed of a run is estimated from, and how long they may take

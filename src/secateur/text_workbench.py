@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,21 @@ class TextWorkbench:
             return with_recovery(search_cost(method, num_layers, data, self.held_out), recovery, num_layers, drop, data)
         drop = num_to_drop(target, self.decoder)
         return with_recovery(method.cost(num_layers, drop, data), recovery, num_layers, drop, data)
+
+    def left(self, cost: Cost) -> Cost:
+        """The same without the passes that an interrupted run has done; the memory is that of the whole run."""
+        work, trains = self.work, cost.prepare_tokens + cost.recover_tokens
+        prepare = cost.prepare_tokens * work.left_of("prepared")
+        recover = cost.recover_tokens * work.left_of("recovered")
+        return replace(
+            cost,
+            choose_tokens=cost.choose_tokens * work.left_of("choice"),
+            prepare_tokens=prepare,
+            recover_tokens=recover,
+            training_tokens=round(cost.training_tokens * (prepare + recover) / trains)
+            if trains
+            else cost.training_tokens,
+        )
 
     def measure(self, model: Any, name: str) -> tuple[dict[str, Any], list[str]]:
         """A model's size and perplexity, and what it writes after the prompts; of the dense model once in a run."""

@@ -135,8 +135,8 @@ def tune(
     asked.method.check_launcher(chooses=asked.target.layers is None)
     stages = Stages(Logged(progress or Silent()))
     same = asked.identity()  # here, where all processes are
-    if resume and by_first(lambda: finished(out)):
-        by_first(lambda: open_work(out, same, resume=True)).forget()
+    if resume and by_first(lambda: finished(out, same, overwrite=overwrite)):
+        stages.progress.note(f"the run to {out} is finished already; nothing is left to do")
         return handed_over(out)
     check_output(out, overwrite=overwrite)
     work = by_first(lambda: open_work(out, same, resume=resume, minutes=checkpoint_minutes))
@@ -144,7 +144,7 @@ def tune(
         with stages.stage("load"):
             decoder, bench = _loaded(asked, stages.progress)
             model, about = decoder.model, describe_model(decoder.model, id=str(source), revision=revision)
-        ahead = _preflight(asked, bench, decoder, speed=speed)
+        ahead = _preflight(asked, bench, decoder, work, speed=speed)
         stages.progress.note(f"{ahead}{LESS_WHAT_IS_DONE if resume else ''}")
         if few := _few_items(asked.metric, bench.data.test):
             stages.progress.note(few)
@@ -233,7 +233,7 @@ def _loaded(asked: TuningRequest, progress: Progress) -> tuple[Decoder, TaskWork
     )
 
 
-def _preflight(asked: TuningRequest, bench: TaskWorkbench, decoder: Decoder, *, speed: bool) -> str:
+def _preflight(asked: TuningRequest, bench: TaskWorkbench, decoder: Decoder, work: Work, *, speed: bool) -> str:
     """One line: examples, steps, memory and about how long, from a short measurement here."""
     cost = bench.cost(
         decoder, asked.method, num_to_drop(asked.target, decoder), tune_dense=asked.tune_dense, speed=speed
@@ -242,11 +242,17 @@ def _preflight(asked: TuningRequest, bench: TaskWorkbench, decoder: Decoder, *, 
     setting = setting_here(decoder, bench.run, wide=asked.dtype == "auto")
     probe = torch.tensor([bench.rows[0]["input_ids"][:256]])
     rate = tokens_per_second(decoder, probe, bench.run)
+    chosen, trained = work.left_of("start"), work.left_to_train("start")
+    left = {
+        "tune dense": work.left_to_train("dense"), "choose": chosen, "prepare": chosen, "fine-tune": trained,
+        "validate": trained,
+    }  # fmt: skip
+    tokens = sum(number * left.get(phase, 1.0) for phase, number in cost.tokens().items())
     return (
         f"{task.num_train:,} training, {task.num_validation:,} validation and {task.num_test:,} test examples of "
         f"about {cost.rows.mean:.0f} tokens; {cost.num_steps:,} steps of fine-tuning on {asked.tuning.batch_size}; "
         f"{memory_line(decoder, lambda: tuning_peak(cost, setting))}; about "
-        f"{duration(sum(cost.tokens().values()) / rate)} at {rate:,.0f} tokens/s"
+        f"{duration(tokens / rate)} at {rate:,.0f} tokens/s"
     )
 
 

@@ -113,7 +113,7 @@ def test_a_training_that_was_killed_goes_on_in_as_many_processes_to_the_bytes_of
     assert tuned("out", "checkpoint 2").returncode != 0
     alone = tuned("out", "never", "--resume", processes=1)
     assert alone.returncode == 2
-    assert "had another number of processes; give the same options to resume it" in alone.stderr
+    assert "had another number of processes (" in alone.stderr
     resumed = tuned("out", "never", "--resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert same_file(*(tmp_path / out / "model.safetensors" for out in ("undisturbed", "out")))

@@ -63,7 +63,7 @@ def test_a_training_that_was_killed_goes_on_to_the_bytes_of_the_undisturbed(
     assert undisturbed.returncode == 0, undisturbed.stderr[-3000:]
     assert tuned(inputs, tmp_path / "out", "checkpoint 2", *by, train=train).returncode != 0
     without = tuned(inputs, tmp_path / "out", "never", "--resume", *by, zero=None, train=train)
-    assert "had another zero stage; give the same options to resume it" in without.stderr
+    assert "had another zero stage (" in without.stderr
     resumed = tuned(inputs, tmp_path / "out", "never", "--resume", *by, train=train)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     one, other = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("undisturbed", "out"))
