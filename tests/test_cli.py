@@ -812,6 +812,8 @@ WRONG_TUNE: dict[str, tuple[str, str]] = {
     "tune MODEL --data TASK --out OUT --drop 2 --epochs 0": ("epochs must be above 0", "not 0"),
     "tune MODEL --data TASK --out OUT --drop 2 --micro-batch 3": ("micro_batch=3", "does not divide batch_size=16"),
     "tune MODEL --data TASK --out OUT --drop 2 --num-test 0": ("num_test must be 1 or more", "not 0"),
+    "tune MODEL --data TASK --out OUT --drop 2 --labels even,even": ("['even', 'even']", "two or more different ones"),
+    "tune MODEL --data TASK --out OUT --drop 2 --labels even,": ("not 'even,'", "--labels takes names"),
     "tune MODEL --data TASK --out OUT --drop 2 --metric f1": ("f1", "--help"),
     "tune MODEL --data TASK --out OUT --drop 2 --resume": ("nothing to resume", "leave --resume out"),
     "tune MODEL --data TASK --out OUT --drop 2 --gradpruner.merge signs": ("'signs'", "did you mean sign?"),

@@ -179,6 +179,24 @@ def test_labels_of_the_training_data_are_what_test_data_chooses_among(tmp_path: 
         load(data=data, test_data=unknown)
 
 
+def test_labels_given_say_what_numbers_stand_for(tmp_path: Path) -> None:
+    numbered = [{"text": row["text"], "label": int(row["label_text"] == "odd")} for row in rows(*range(30))]
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in numbered))
+    named = load(data=str(file), labels=("even", "odd"))
+    spelt = load(data=write(tmp_path / "b.jsonl", rows(*range(30))))
+    for name in NAMES:
+        ours, theirs = getattr(named, name), getattr(spelt, name)
+        assert [example.completion for example in ours] == [example.completion for example in theirs]
+        assert ours.items == theirs.items
+        assert ours.labels == ("even", "odd")
+    with pytest.raises(DataError, match=r"nothing says what the label 0 means; .*--labels negative,positive"):
+        load(data=str(file))
+    for labels in ("even",), ("even", "even"):
+        with pytest.raises(RequestError, match="give two or more different ones"):
+            TaskSettings(data=str(file), labels=labels)
+
+
 def test_template_makes_the_prompts_of_all_sets(tmp_path: Path, hundred: str) -> None:
     other = write(tmp_path / "b.jsonl", rows(*range(200, 210)))
     task = load(data=hundred, test_data=other, template="A {text}?")
@@ -228,10 +246,12 @@ def test_classification_and_other_choices_do_not_mix(tmp_path: Path, hundred: st
 # ---- what cannot be ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_too_few_examples_to_part_are_refused(tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(("count", "said"), [(1, r"has 1 example, too"), (2, r"has 2 examples, too")])
+def test_too_few_examples_to_part_are_refused(tmp_path: Path, count: int, said: str) -> None:
     data = write(tmp_path / "a.jsonl", rows(*range(10))[:count] if count > 1 else [{"prompt": "a", "completion": "b"}])
-    with pytest.raises(DataError, match=r"give three or more in all, or name test and validation data"):
+    with pytest.raises(
+        DataError, match=rf"{said} few to .*; give three or more in all, or name test and validation data"
+    ):
         load(data=data)
 
 

@@ -22,6 +22,7 @@ from secateur.cli.options import (
     target_of,
     upload_of,
 )
+from secateur.cli.words import number_or_text, parse_names
 
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
@@ -42,7 +43,12 @@ def add_options(parser: Parser) -> None:
     from secateur.training.settings import FineTuning
 
     parser.add_argument("model", metavar="MODEL", help="hub id or local directory")
-    add_settings(parser, TaskSettings)
+    add_settings(parser, TaskSettings, without={"labels"})
+    parser.add_argument(
+        "--labels", type=number_or_text(),
+        help="what a classification chooses among, and what labels that are numbers stand for, from 0 on: negative,positive; "
+        "all of the data if null",
+    )  # fmt: skip
     add_settings(parser, FineTuning)
     parser.add_argument(
         "--metric", choices=["auto", "accuracy", "perplexity", "generation"], default="auto",
@@ -76,10 +82,13 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     from secateur.training.settings import FineTuning
     from secateur.tuning import tune
 
+    labels = options["labels"]
+    options["labels"] = None if labels is None else tuple(parse_names(labels, "--labels"))
+    task = settings_of(TaskSettings, options)
     upload = upload_of(options)
     result = tune(
         options["model"],
-        task=settings_of(TaskSettings, options),
+        task=task,
         target=target_of(options),
         out=options["out"],
         method=method_of(options),

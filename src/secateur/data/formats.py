@@ -96,6 +96,8 @@ def format_of(table: Table, *, template: str | None = None, labels: Sequence[str
     fitting = (form for form in _FORMATS if all(any(name in table.columns for name in group) for group in form[1]))
     kind, needed, reader = next(fitting, (None, (), None))
     if kind is None or reader is None:
+        if template is not None:
+            raise _no_answer(template, table)
         known = "; ".join(_shown(needed) for _, needed, _ in _FORMATS)
         raise DataError(
             f"cannot tell the task of {table.source} from its columns {list(table.columns)}; append #column to take one as "
@@ -114,6 +116,17 @@ def format_of(table: Table, *, template: str | None = None, labels: Sequence[str
         asks="a turn of the role 'assistant' after another" if reader is _conversation else f"text in {_shown(needed)}",
     )
     return _with_labels(form, table) if reader is _classification else form
+
+
+def _no_answer(template: str, table: Table) -> DataError:
+    """What is said of a table of which a template makes the prompt, and no column the answer; that of the template first."""
+    named = PromptTemplate.parse(template, table.columns).columns
+    others = [name for name in table.columns if name not in named] or list(table.columns)
+    return DataError(
+        f"the template makes the prompt, and no column of {table.source} is known as the answer; if that is among {others}, "
+        f"rename it to 'label' and {named[0]!r} to 'text' (one of a few answers), or to 'completion' and {named[0]!r} to "
+        "'prompt' (any), in the template too"
+    )
 
 
 @contextmanager
@@ -250,7 +263,10 @@ def _label_name(row: Row, form: Format) -> str:
         raise DataError(f"the label {value!r} is {type(value).__name__}; write it as text")
     names = form.class_names or form.labels
     if not names:
-        raise DataError(f"nothing says what the label {value} means; add a column label_text, or give the labels")
+        raise DataError(
+            f"nothing says what the label {value} means; add a column label_text, or name "
+            "what 0, 1 … stand for: --labels negative,positive"
+        )
     if not 0 <= value < len(names):
         raise DataError(f"the label {value} is none of 0..{len(names) - 1} for {list(names)}; correct it")
     return names[value]

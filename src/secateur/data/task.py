@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from secateur.data.chat import ChatUse
-from secateur.errors import DataError
+from secateur.errors import DataError, RequestError
 from secateur.settings import check_at_least
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ class TaskSettings:
     chat: ChatUse = "auto"
     """Use the tokenizer's chat template: for messages (auto), for every row (always), not at all (never)."""
 
+    labels: tuple[str, ...] | None = None
+    """What a classification chooses among, and what labels that are numbers stand for, from 0 on; all of the data if null."""
+
     num_train: int | None = None
     """Training examples, a seeded sample; all if null."""
 
@@ -76,6 +79,8 @@ class TaskSettings:
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "num_train", "num_validation", "num_test")
+        if self.labels is not None and not (len(self.labels) > 1 and len(set(self.labels)) == len(self.labels)):
+            raise RequestError(f"labels are {list(self.labels)}; give two or more different ones")
 
     def load(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Task:
         """Load the three sets. An example that is tested or validated on is never trained on.
@@ -85,20 +90,21 @@ class TaskSettings:
         """
         from secateur.data.tables import splits_of
 
-        train = self._read(self.data, "train", tokenizer, None).shuffled(seed=seed)
+        train = self._read(self.data, "train", tokenizer, self.labels).shuffled(seed=seed)
+        there = len(train)
         splits = splits_of(self.data)
         # Where there is no test split, the validation split is what others report on: it is not chosen by then.
         own_test = next((split for split in ("test", "validation") if split in splits), None)
         own_validation = "validation" if "validation" in splits and (own_test == "test" or self.test_data) else None
         test = self._other(self.test_data, own_test, "test", tokenizer, train)
         if test is None:
-            train, test = train.split(_share_of(train), seed=seed)
+            train, test = train.split(_share_of(train, there), seed=seed)
         if self.num_test is not None:
             test = test.sample(min(self.num_test, len(test)), seed=seed)
         train = _without(train, test)
         validation = self._other(self.validation_data, own_validation, "validation", tokenizer, train)
         if validation is None:
-            train, validation = train.split(min(self.num_validation, _share_of(train)), seed=seed)
+            train, validation = train.split(min(self.num_validation, _share_of(train, there)), seed=seed)
         else:
             validation = _without(validation, test)
             validation = validation.sample(min(self.num_validation, len(validation)), seed=seed)
@@ -188,11 +194,12 @@ def num_held_out(num_examples: int) -> int:
     return max(1, min(_MOST_HELD_OUT, int(_HELD_OUT * num_examples)))
 
 
-def _share_of(examples: Examples) -> int:
+def _share_of(examples: Examples, there: int) -> int:
+    """How many of the examples are held out; `there` were so many before others were."""
     if len(examples) < 2:
         raise DataError(
-            f"{examples.spec} has {len(examples)} examples from which to hold some out; give three or more in all, or name "
-            "test and validation data"
+            f"{examples.spec} has {there} example{'s' if there > 1 else ''}, too few to train on and to hold others out; give "
+            "three or more in all, or name test and validation data"
         )
     return num_held_out(len(examples))
 

@@ -47,6 +47,11 @@ class PromptTemplate:
             )
         return cls(parts=tuple((literal, name) for literal, name, _, _ in parsed))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are named."""
+        return tuple(name for _, name in self.parts if name is not None)
+
     def fill(self, row: dict[str, Any]) -> str:
         """Put in the values of a row; one that is missing is no text.
 
