@@ -17,6 +17,7 @@ __all__ = [
     "flush",
     "flush_entry",
     "format_size",
+    "free_space",
     "full_disk_named",
     "held",
     "is_full",
@@ -76,9 +77,9 @@ def full_disk_named(path: Path, *, needs: int | None = None, then: str, certain:
     takes = "" if needs is None else f"it takes about {format_size(needs)}, and "
 
     def message() -> str:
-        return f"the disk is full: cannot write {path}; {takes}{format_size(_free(path))} is free; {then}"
+        return f"the disk is full: cannot write {path}; {takes}{format_size(free_space(path))} is free; {then}"
 
-    if certain and needs is not None and needs > _free(path):
+    if certain and needs is not None and needs > free_space(path):
         raise WriteError(message())
     try:
         yield
@@ -97,7 +98,7 @@ def is_full(error: BaseException) -> bool:
     return any(word in str(error) for word in _FULL_WORDS)
 
 
-def _free(path: Path) -> int:
+def free_space(path: Path) -> int:
     """Bytes that may be written to where `path` is or will be."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     return shutil.disk_usage(there).free

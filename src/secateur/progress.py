@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-__all__ = ["Progress", "Silent", "duration", "in_one_step"]
+__all__ = ["Progress", "Silent", "duration", "in_megabytes", "in_one_step"]
+
+_MEGABYTE = 10**6
 
 
 class Progress(Protocol):
@@ -39,6 +41,20 @@ def in_one_step(progress: Progress, description: str) -> Iterator[None]:
     with progress.track(description, 1) as advance:
         yield
         advance(1)
+
+
+@contextmanager
+def in_megabytes(progress: Progress, description: str, num_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Open a step of so many bytes, which is shown in megabytes; the value is called with the number of bytes just done."""
+    done = 0
+    with progress.track(f"{description} (MB)", num_bytes // _MEGABYTE) as advance:
+
+        def count(more: int) -> None:
+            nonlocal done
+            before, done = done, done + more
+            advance(done // _MEGABYTE - before // _MEGABYTE)
+
+        yield count
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,6 @@ import logging
 import math
 import random
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy
 import pytest
 import torch
 
+from listening import Listener
 from secateur.data.examples import load_examples
 from secateur.errors import DataError, RequestError
 from secateur.evaluation import harness
@@ -68,6 +68,11 @@ doc_to_target: "{{choices[0]}}"
 generation_kwargs: {until: ["?"], max_gen_toks: 4, do_sample: false}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
+LETTERS = """
+include: sums.yaml
+task: letters
+doc_to_choice: [A, B, C]
+"""
 GROUP = "group: both\ntask: [sums, gaps]\n"
 ROWS = """
 import json, pathlib
@@ -107,7 +112,9 @@ def rows_of(file: Path) -> list[dict]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Task files, and their rows."""
     place = tmp_path_factory.mktemp("tasks")
-    files = {"sums": CHOICE, "gaps": GAPS, "rolling": ROLLING, "writing": WRITING, "both": GROUP}
+    files = {
+        "sums": CHOICE, "gaps": GAPS, "letters": LETTERS, "rolling": ROLLING, "writing": WRITING, "both": GROUP,
+    }  # fmt: skip
     for name, text in files.items():
         (place / f"{name}.yaml").write_text(text)
     (place / "rows.py").write_text(ROWS)
@@ -166,25 +173,6 @@ def by_hand(model, tokenizer, prompt: str, completion: str) -> float:
     return sum(predictions[place - 1, ids[place]].item() for place in range(start, len(ids)))
 
 
-class Listener:
-    """Progress as (description, total, what was counted)."""
-
-    def __init__(self) -> None:
-        self.steps: list[list] = []
-        self.notes: list[str] = []
-
-    @contextmanager
-    def track(self, description, total):
-        self.steps.append([description, total, 0])
-        yield self.count
-
-    def count(self, done):
-        self.steps[-1][2] += done
-
-    def note(self, message):
-        self.notes.append(message)
-
-
 def test_rolling_and_written_answers_are_scored_and_counted(folder, tiny_model, tiny_tokenizer):
     listener = Listener()
     tasks = HarnessTasks.load(["rolling", "writing", "sums"], include_path=folder, limit=4)
@@ -196,8 +184,36 @@ def test_rolling_and_written_answers_are_scored_and_counted(folder, tiny_model, 
     assert rolling.value == pytest.approx(math.exp(-nats / words), rel=1e-5)
     assert not rolling.greater_is_better
     assert (writing.metric, writing.value) == ("exact_match", 0.0)
-    assert sorted(step[1:] for step in listener.steps) == [[4, 4], [4, 4], [12, 12]]
+    tokens = sum(len(tiny_tokenizer(question)["input_ids"]) for question in questions)
+    assert sorted(step for step in listener.steps if step[1] in (4, tokens)) == [
+        ["answering tasks (requests)", 4, 4], ["answering tasks (tokens)", tokens, tokens],
+    ]  # fmt: skip
+    assert all(total == counted for _, total, counted in listener.steps)
     assert mean_score([rolling, writing]) is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+@pytest.mark.parametrize("name", ["sums", "gaps", "letters"])
+def test_the_tokens_foretold_are_those_that_the_passes_read(
+    folder, tiny_model, tiny_tokenizer, monkeypatch, name, batch_size
+):
+    from lm_eval.models.huggingface import HFLM
+
+    read: list[int] = []
+    call = HFLM._model_call
+    monkeypatch.setattr(
+        HFLM, "_model_call", lambda self, ids, *rest: read.append(ids.numel()) or call(self, ids, *rest)
+    )
+    monkeypatch.setattr(HFLM, "max_length", 30)  # some do not fit
+    listener = Listener()
+    HarnessTasks.load([name], include_path=folder, limit=9).score(
+        tiny_model, tiny_tokenizer, batch_size=batch_size, progress=listener
+    )
+    tokens = sum(read)
+    assert listener.steps == [["answering tasks (tokens)", tokens, tokens]]
+    assert listener.notes == [f"{9 * (2 if name == 'gaps' else 3)} requests, {tokens:,} tokens to read"]
+    if name == "letters":
+        assert len(read) == -(-9 // batch_size)  # the three answers of each in one row
 
 
 def by_hand_after(model, tokenizer, text: str) -> float:

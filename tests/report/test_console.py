@@ -3,10 +3,12 @@ import math
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from secateur.report import console
 from secateur.report.comparison import (
     compared,
     difference_in_words,
@@ -206,6 +208,52 @@ def test_elsewhere_a_step_is_a_line_at_its_start_and_one_at_its_end():
     assert lines[0] == "scoring [layers] …"
     assert lines[1] == "found " + 100 * "x"
     assert re.fullmatch(r"scoring \[layers\]: done after \d+\.\d s", lines[2])
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """What the time is, for the console alone; a test moves it on."""
+    now = [100.0]
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def said_of_units(clock, seconds: list[float], total: int, **options) -> list[str]:
+    """What is said between the first line and the last of a step, whose units take so long."""
+    progress, file = plain(**options)
+    with progress.track("scoring", total) as advance:
+        for each in seconds:
+            clock[0] += each
+            advance(1)
+    return file.getvalue().splitlines()[1:-1]
+
+
+def test_elsewhere_a_long_step_says_after_ten_seconds_how_long_it_will_take_and_later_again(clock):
+    assert said_of_units(clock, [1.0] * 80, 80) == [
+        "scoring: 10 of 80 after 10 s, about 70 s left",
+        "scoring: 40 of 80 after 40 s, about 40 s left",
+    ]
+    assert said_of_units(clock, [100.0] * 100, 100)[:2] == [
+        "scoring: 1 of 100 after 2 min, about 2.8 h left",
+        "scoring: 4 of 100 after 7 min, about 2.7 h left",
+    ]
+
+
+def test_the_time_left_is_by_the_speed_after_what_was_set_up_or_done_before(clock):
+    assert said_of_units(clock, [9.0, *[0.125] * 200], 201) == ["scoring: 9 of 201 after 10 s, about 24 s left"]
+    progress, file = plain()
+    with progress.track("copying", 1000) as advance:
+        advance(800)
+        clock[0] += 10
+        advance(10)
+    assert "copying: 810 of 1,000 after 10 s, about 3 min left" in file.getvalue()  # 190 s
+
+
+def test_nothing_is_said_of_a_step_that_is_short_or_nearly_done_or_of_which_little_is_known(clock):
+    assert said_of_units(clock, [1.0] * 9, 9) == []
+    assert said_of_units(clock, [1.0] * 14, 14) == []
+    assert said_of_units(clock, [30.0], 1) == []
+    assert said_of_units(clock, [5.0] * 9, 1000) == []
 
 
 def test_a_failed_step_does_not_say_done():

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from families import family_models
+from listening import Listener
+from secateur import progress
 from secateur.decoder import Decoder
 from secateur.errors import ModelError, PlanError, UnsupportedModelError
 from secateur.plan import PruningPlan
@@ -68,6 +70,44 @@ def pruned(dense, tmp_path):
     """Layers 1 and 4 of six went: what is left are the dense model's 0, 2, 3 and 5."""
     cut_checkpoint(dense, tmp_path / "pruned", [1, 4])
     return tmp_path / "pruned"
+
+
+# ---- how far it is ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer_by_layer", [False, True], ids=["whole", "layer by layer"])
+@pytest.mark.parametrize("prompt_tokens", [2, 64])
+def test_all_that_is_compared_and_run_is_foretold_and_counted(
+    dense, pruned, monkeypatch, prompt_tokens, layer_by_layer
+):
+    monkeypatch.setattr(progress, "_MEGABYTE", 1)
+    listener = Listener()
+    assert check_pair(
+        dense, pruned, prompt_tokens=prompt_tokens, layer_by_layer=layer_by_layer, progress=listener
+    ).proven
+    kept = {name: tensor.nbytes for name, tensor in load_file(pruned / WEIGHTS).items()}
+    of_layers = sum(size for name, size in kept.items() if ".layers." in name)
+    compared, others, run = listener.steps
+    assert compared == ["comparing the layers (MB)", of_layers, of_layers]
+    assert others == ["comparing the other tensors (MB)", *[sum(kept.values()) - of_layers] * 2]
+    assert run[0] == "running the models"
+    assert run[1] == run[2]
+    if layer_by_layer:  # of four layers: a look at each model, its logits, 3 new tokens, once without the cache
+        assert run[1] == 4 * (2 + 2 + 3 + 1)
+    assert (
+        listener.notes[0] == f"{sum(kept.values()) / 1000:.1f} kB of weights to compare with those of the dense model"
+    )
+    new_tokens = 3 if layer_by_layer else 24
+    assert listener.notes[1].startswith(
+        f"{prompt_tokens} tokens to run through the models, and {new_tokens} to generate"
+    )
+
+
+def test_what_is_not_run_is_not_foretold(dense, pruned):
+    listener = Listener()
+    assert check_pair(dense, pruned, run=False, progress=listener).proven
+    assert [step[0] for step in listener.steps] == ["comparing the layers (MB)", "comparing the other tensors (MB)"]
+    assert len(listener.notes) == 1
 
 
 # ---- what is right --------------------------------------------------------------------------------------------------------

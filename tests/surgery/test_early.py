@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from families.family_models import build as build_any
+from listening import Listener
+from secateur import disk, progress
 from secateur.errors import ModelError, WriteError
 from secateur.plan import PruningPlan
 from secateur.surgery import early, files
@@ -85,6 +87,31 @@ def test_a_disk_that_is_full_meanwhile_is_said_in_the_end(tiny_checkpoint, tmp_p
     with pytest.raises(WriteError, match="the disk is full"):
         cut_checkpoint(tiny_checkpoint, tmp_path / "out", [1])
     assert tree(tmp_path) == {}
+
+
+def test_less_room_than_the_cut_takes_is_refused_before_anything_is_copied(
+    tiny_checkpoint, tmp_path, begun, monkeypatch
+):
+    monkeypatch.setattr(disk, "free_space", lambda _: 1000)
+    with pytest.raises(WriteError, match=r"the disk is full: .*it takes about \d+\.\d kB, and 1\.0 kB is free"):
+        cut_checkpoint(tiny_checkpoint, tmp_path / "out", [1])
+    assert begun == []
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("folds", [False, True], ids=["begun early", "computed"])
+def test_what_is_written_and_the_room_for_it_are_said_before_and_all_bytes_are_counted(
+    tiny_checkpoint, tmp_path, monkeypatch, folds
+):
+    monkeypatch.setattr(progress, "_MEGABYTE", 1)
+    monkeypatch.setattr(files, "free_space", lambda _: 5 * 10**9)
+    listener = Listener()
+    plan = PruningPlan(num_layers=6, order=(2,), provenance={"folds": [{"into": 1, "layers": [2]}]} if folds else {})
+    report = cut_checkpoint(tiny_checkpoint, tmp_path / "out", plan, progress=listener)
+    written = sum(len(raw) for _, _, raw in stored(tmp_path / "out").values())
+    assert report.num_bytes == written
+    assert listener.steps == [["copying the weights (MB)", written, written]]
+    assert listener.notes == [f"{written / 1000:.1f} kB of weights to write, where 5.0 GB are free"]
 
 
 def test_a_thread_that_is_not_wanted_any_more_stops_at_the_next_tensor(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from secateur.progress import duration
 from secateur.report.budget import budget_table
 from secateur.report.comparison import (
     IN_DOUBT,
@@ -72,7 +73,8 @@ class RichProgress:
     """`secateur.progress.Progress` on standard error.
 
     In a terminal: what is being done, a bar, how much of how much, time gone and time left. A step within a step
-    shows its bar while it lasts. Elsewhere: a line when a step starts and one when it ends.
+    shows its bar while it lasts. Elsewhere: a line when a step starts and one when it ends; if it is long, how much time
+    is left after ten seconds, and again each time when four times as much has gone.
     """
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
@@ -93,7 +95,7 @@ class RichProgress:
             yield _ignore
         elif not self._console.is_terminal:
             with self._lines(description):
-                yield _ignore
+                yield _Ahead(description, total, self._say)
         elif self._bars is not None:
             bars, task = self._bars, self._bars.add_task(description, total=total)
             try:
@@ -146,6 +148,42 @@ class RichProgress:
 
 def _ignore(done: int) -> None:
     """Nobody counts."""
+
+
+class _Ahead:
+    """Says how much time is left of a step, where no bar shows it; nothing where that is little.
+
+    The speed is that since the first units were told of: before them the step was set up, or others had done them already.
+    It is believed from a hundredth of all on.
+    """
+
+    def __init__(self, description: str, total: int, say: Callable[[str], None]) -> None:
+        self._description, self._total, self._say = description, total, say
+        self._start = time.monotonic()
+        self._next = _FIRST_SAID
+        self._done = 0
+        self._first: tuple[float, int] | None = None  # when, and how many units
+
+    def __call__(self, done: int) -> None:
+        self._done += done
+        gone = time.monotonic() - self._start
+        if self._first is None and done:
+            self._first = gone, self._done
+        if gone < self._next or self._first is None:
+            return
+        since, before = self._first if self._done > self._first[1] else (0.0, 0)
+        measured = self._done - before
+        left = (gone - since) / measured * (self._total - self._done)
+        if measured < _KNOWN * self._total or left < _LITTLE:
+            return
+        self._next = _SAID_AGAIN * gone
+        self._say(
+            f"{self._description}: {self._done:,} of {self._total:,} after {duration(gone)}, about {duration(left)} left"
+        )
+
+
+_FIRST_SAID, _SAID_AGAIN = 10.0, 4.0  # seconds, and times the seconds when it was said before
+_KNOWN, _LITTLE = 0.01, 5.0  # of all units, and seconds
 
 
 def score_bars(scores: Sequence[float], dropped: Collection[int] = (), width: int = 40) -> Group:

@@ -21,10 +21,10 @@ from secateur.errors import ModelError, PlanError, RequestError
 from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
 from secateur.surgery.checkpoint import is_of_family
-from secateur.surgery.findings import Check, DifferentError, Findings
+from secateur.surgery.findings import Check, DifferentError, Findings, to_compare
 from secateur.surgery.folding import folded
 from secateur.surgery.layout import CutLayout, check_told_by_files, cut_layout, layer_paths
-from secateur.surgery.matching import Match, match_layers, same_tensor
+from secateur.surgery.matching import Match, changed_tensors, match_layers, same_tensor
 from secateur.surgery.names import layers_under
 from secateur.surgery.running import Outcome, run_pair
 from secateur.surgery.shards import Bytes, StoredTensor, quoted
@@ -57,7 +57,7 @@ def check_pair(
         layer_by_layer: keep the layers on the disk while running; None does so where the dense model does not fit.
         prompt_tokens: token ids that both models read.
         trust_remote_code: run code that comes with the models.
-        progress: told of each layer compared.
+        progress: told of what is compared and run.
 
     Raises:
         ModelError: if there is no checkpoint at one of the places, the dense one is damaged, or its model cannot run here.
@@ -72,16 +72,19 @@ def check_pair(
         check_told_by_files(folder, source.config)
     else:
         check_context(dense, source.config, {"prompt tokens": prompt_tokens})
-    pair = _Pair(source)
+    progress = progress or Silent()
+    pair = _Pair(source, progress)
     outcome = None
     with suppress(DifferentError):
         other = pair.read(Path(pruned).expanduser(), trust_remote_code)
-        layout = pair.compare_files(other, dropped, trust_remote_code, progress or Silent())
+        progress.note(to_compare(sum(tensor.num_bytes for tensor in other.tensors.values())))
+        layout = pair.compare_files(other, dropped, trust_remote_code)
         if run:
             outcome = run_pair(
                 source.folder, other.folder, None if pair.folded else pair.dropped, path=layout.path, config=other.config,
                 model=layout.model, num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
                 layer_by_layer=layer_by_layer, prompt_tokens=prompt_tokens, trust_remote_code=trust_remote_code,
+                progress=progress,
             )  # fmt: skip
         pair.judge(outcome)
     return Check(
@@ -109,9 +112,10 @@ class _Side:
 class _Pair(Findings):
     """The findings as they are made."""
 
-    def __init__(self, source: _Side) -> None:
+    def __init__(self, source: _Side, progress: Progress) -> None:
         super().__init__()
         self.source = source
+        self.progress = progress
         self.folded: frozenset[str] = frozenset()
 
     def read(self, folder: Path, trust_remote_code: bool) -> _Side:
@@ -131,9 +135,7 @@ class _Pair(Findings):
             )
         return other
 
-    def compare_files(
-        self, other: _Side, dropped: Collection[int] | None, trust_remote_code: bool, progress: Progress
-    ) -> CutLayout:
+    def compare_files(self, other: _Side, dropped: Collection[int] | None, trust_remote_code: bool) -> CutLayout:
         """All that can be said without running anything."""
         source = self.source
         roots = self._where_layers_are(other)
@@ -142,7 +144,7 @@ class _Pair(Findings):
             layers_under(source.tensors, roots[0]),
             layers_under(other.tensors, roots[1]),
             claimed=None if claim is None else claim.kept,
-            progress=progress,
+            progress=self.progress,
         )
         self.check_order(matches, None if claim is None else claim.kept, source.num_layers)
         layout = cut_layout(source.folder, source.config, source.tensors, self.dropped or (), trust_remote_code)
@@ -241,7 +243,8 @@ class _Pair(Findings):
         more = [name for name in more if not (name.endswith(tied) and _doubled(found[name], wanted))]
         exact = tuple(f"{roots[1]}.{layer}." for layer, match in enumerate(matches) if match.exact)
         both = sorted(wanted.keys() & found.keys())
-        changed = [name for name in both if not name.startswith(exact) and not same_tensor(wanted[name], found[name])]
+        others = [name for name in both if not name.startswith(exact)]
+        changed = changed_tensors(wanted, found, others, self.progress)
         if missing:
             self.found("tensors", False, f"{quoted(missing[0])} is missing")
         elif more:

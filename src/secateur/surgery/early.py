@@ -80,7 +80,7 @@ class EarlyShards:
 
         Args:
             shards: the name of a file → its tensors.
-            advance: told of tensors as they are written.
+            advance: told of bytes as they are written.
 
         Raises:
             ModelError: if a source file cannot be read any more.
@@ -96,9 +96,9 @@ class EarlyShards:
         told = 0
         while self._thread.is_alive() or told < self._num_done:
             self._thread.join(_LOOK)
-            for _ in range(self._num_done - told):
-                advance(1)
-                told += 1
+            if more := self._num_done - told:
+                advance(more)
+                told += more
         if self._error is not None:
             raise self._error
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from secateur.depth import layer_count
+from secateur.disk import format_size, free_space
 from secateur.errors import OutputError, RequestError
 from secateur.plan import PruningPlan
-from secateur.progress import Progress, Silent
+from secateur.progress import Progress, Silent, in_megabytes
 from secateur.surgery.companions import companions
 from secateur.surgery.early import EarlyShards
 from secateur.surgery.names import layer_in, new_numbers, renumbered
@@ -29,7 +30,7 @@ from secateur.surgery.shards import Bytes, StoredTensor, copy_file, read_json
 from secateur.surgery.source import INDEX, WEIGHTS, read_config, read_weights
 from secateur.values import write_json
 
-__all__ = ["CutReport", "check_apart", "cut_checkpoint"]
+__all__ = ["CutReport", "ahead", "check_apart", "cut_checkpoint"]
 
 _GENERATION = "generation_config.json"
 
@@ -94,7 +95,7 @@ def cut_checkpoint(
         max_shard_size: bytes of weights in one file; a number, or words such as `5GB`.
         dry_run: check everything and write nothing.
         trust_remote_code: run code that comes with the model, to see which weights it has.
-        progress: told of each tensor copied.
+        progress: told of the bytes copied.
 
     Raises:
         ModelError: if the checkpoint is damaged or incomplete.
@@ -112,8 +113,15 @@ def cut_checkpoint(
     beside = companions(folder, {"config.json", WEIGHTS, INDEX, *(each.file.name for each in tensors.values())})
     if dry_run:
         return _decide(folder, tensors, beside, dropped, max_shard_size, trust_remote_code).report(out)
-    with new_directory(target, overwrite=overwrite) as directory, EarlyShards(directory, metadata) as writing:
-        if (foreseen := _foreseen(tensors, dropped)) is not None:
+    progress = progress or Silent()
+    foreseen = _foreseen(tensors, dropped)
+    needs = None if foreseen is None else sum(tensor.num_bytes for tensor in foreseen.values())
+    with (
+        new_directory(target, overwrite=overwrite, needs=needs) as directory,
+        EarlyShards(directory, metadata) as writing,
+    ):
+        if foreseen is not None:
+            progress.note(ahead(needs or 0, directory))
             writing.begin(_shards(foreseen, max_shard_size)[0])
         cut = _decide(folder, tensors, beside, dropped, max_shard_size, trust_remote_code)
         for name, text in cut.texts.items():
@@ -121,14 +129,17 @@ def cut_checkpoint(
         for name in cut.copied:
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             copy_file(folder / name, directory / name)
+        report = cut.report(out)
         if isinstance(dropped, PruningPlan):  # where `check` and `carry` find what was folded, and the numbers
             (directory / "secateur").mkdir()
             dropped.save(directory / "secateur" / "plan.json")
-        with (progress or Silent()).track("copying tensors", cut.num_tensors) as advance:
+        if foreseen is None:
+            progress.note(ahead(report.num_bytes, directory))
+        with in_megabytes(progress, "copying the weights", report.num_bytes) as advance:
             writing.finish(cut.shards, advance)
         if len(cut.shards) > 1:
             write_json(directory / INDEX, cut.index)
-    return cut.report(out)
+    return report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +239,11 @@ def _foreseen(
         for name, tensor in moved
         if name is not None
     }
+
+
+def ahead(num_bytes: int, place: Path) -> str:
+    """One line on what is to be written, and the room that there is."""
+    return f"{format_size(num_bytes)} of weights to write, where {format_size(free_space(place))} are free"
 
 
 def check_apart(folder: Path, out: Path) -> None:

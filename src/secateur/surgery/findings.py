@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from secateur.disk import format_size
 from secateur.surgery.matching import Match
 
-__all__ = ["Check", "DifferentError", "Finding", "Findings"]
+__all__ = ["Check", "DifferentError", "Finding", "Findings", "to_compare"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Check:
     def difference(self) -> str | None:
         """The first finding that speaks against it, in one line."""
         return next((f"{each.what}: {each.words}" for each in self.findings if each.holds is False), None)
+
+
+def to_compare(num_bytes: int) -> str:
+    """One line on what is to be compared."""
+    return f"{format_size(num_bytes)} of weights to compare with those of the dense model"
 
 
 class DifferentError(Exception):

@@ -14,11 +14,11 @@ from pathlib import Path
 from secateur.errors import ModelError
 from secateur.plan import PruningPlan
 from secateur.progress import Progress, Silent
-from secateur.surgery.findings import Check, DifferentError, Findings
+from secateur.surgery.findings import Check, DifferentError, Findings, to_compare
 from secateur.surgery.gguf_files import cut_header
 from secateur.surgery.gguf_header import Entry, Header, Tensor, read_gguf
 from secateur.surgery.gguf_layers import BLOCK, count_layers
-from secateur.surgery.matching import Match, match_layers, same_tensor
+from secateur.surgery.matching import Match, changed_tensors, match_layers
 from secateur.surgery.shards import StoredTensor, file_size, quoted
 
 __all__ = ["check_gguf_pair"]
@@ -40,7 +40,7 @@ def check_gguf_pair(
         dense: a GGUF file with a language model.
         pruned: the other one.
         dropped: the layers that went; found by comparing the files if None.
-        progress: told of each layer compared.
+        progress: told of the bytes compared.
 
     Raises:
         ModelError: if there is no file at one of the places, or the dense one is damaged.
@@ -56,9 +56,11 @@ def check_gguf_pair(
     pair = _Pair(path, header, num_layers, extra)
     with suppress(DifferentError):
         found = pair.read(other)
-        matches = pair.match(other, found, claimed, progress or Silent())
+        progress = progress or Silent()
+        progress.note(to_compare(sum(tensor.num_bytes for tensor in found.tensors)))
+        matches = pair.match(other, found, claimed, progress)
         wanted = cut_header(header, num_layers, extra, [match.source for match in matches if match.source is not None])
-        pair.compare_tensors(wanted, other, found, matches)
+        pair.compare_tensors(wanted, other, found, matches, progress)
         pair.compare_metadata(wanted, found)
         for what in ("reload", "logits", "generation"):
             pair.found(what, None, "not looked at: GGUF files are compared, and not run")
@@ -111,12 +113,14 @@ class _Pair(Findings):
         self.check_order(matches, claimed, self.num_layers)
         return matches
 
-    def compare_tensors(self, wanted: Header, other: Path, found: Header, matches: Sequence[Match]) -> None:
+    def compare_tensors(
+        self, wanted: Header, other: Path, found: Header, matches: Sequence[Match], progress: Progress
+    ) -> None:
         """Every tensor of one is a tensor of the other, and the same."""
         ours, theirs = _stored(self.path, wanted.tensors), _stored(other, found.tensors)
         exact = tuple(f"blk.{layer}." for layer, match in enumerate(matches) if match.exact)
         both = sorted(ours.keys() & theirs.keys())
-        changed = [name for name in both if not name.startswith(exact) and not same_tensor(ours[name], theirs[name])]
+        changed = changed_tensors(ours, theirs, [name for name in both if not name.startswith(exact)], progress)
         if missing := sorted(ours.keys() - theirs.keys()):
             self.found("tensors", False, f"{quoted(missing[0])} is missing")
         elif more := sorted(theirs.keys() - ours.keys()):

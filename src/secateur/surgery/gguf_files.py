@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from secateur.disk import flush
+from secateur.disk import flush, full_disk_named
 from secateur.errors import OutputError, PlanError, WriteError
 from secateur.plan import PruningPlan
-from secateur.progress import Progress, Silent
+from secateur.progress import Progress, Silent, in_megabytes
 from secateur.surgery.copying import NewFile, new_file, reading
-from secateur.surgery.files import CutReport, check_apart
+from secateur.surgery.files import CutReport, ahead, check_apart
 from secateur.surgery.gguf_header import MAGIC, Entry, Header, padded, read_gguf, text_bytes
 from secateur.surgery.gguf_layers import BLOCK, count_layers, cut_entries
 
@@ -57,7 +57,7 @@ def cut_gguf(
         dropped: layers of the dense model, 0 the first; or a plan.
         overwrite: replace a GGUF file that is at `target`.
         dry_run: check everything and write nothing.
-        progress: told of each tensor copied.
+        progress: told of the bytes copied.
 
     Raises:
         ModelError: if the file is damaged, or no whole language model.
@@ -76,10 +76,13 @@ def cut_gguf(
     cut = cut_header(header, num_layers, extra, list(plan.kept))
     num_bytes = sum(tensor.num_bytes for tensor in cut.tensors)
     if not dry_run:
+        progress = progress or Silent()
+        progress.note(ahead(num_bytes, out))
         with (
+            full_disk_named(out, needs=num_bytes, then="nothing is left there: make room, or choose another --out"),
             _replacing(out) as temporary,
             new_file(temporary, num_bytes) as file,
-            (progress or Silent()).track("copying tensors", len(cut.tensors)) as advance,
+            in_megabytes(progress, "copying the weights", num_bytes) as advance,
         ):
             _write(path, file, cut, advance)
     return CutReport(
@@ -156,7 +159,7 @@ def _write(source: Path, out: NewFile, cut: Header, done: Callable[[int], None])
     for tensor in cut.tensors:
         out.copy(source, tensor.start, tensor.num_bytes)
         out.write(b"\0" * (-tensor.num_bytes % cut.alignment))
-        done(1)
+        done(tensor.num_bytes)
 
 
 def _check_output(out: Path, target: str | Path, overwrite: bool) -> None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.progress import Progress, Silent
+from secateur.progress import Progress, Silent, in_megabytes
 from secateur.surgery.computed import FLOATS
 from secateur.surgery.shards import Bytes
 
-__all__ = ["Match", "match_layers", "same_tensor"]
+__all__ = ["Match", "changed_tensors", "match_layers", "same_tensor"]
 
 _NEAR = 0.8
 """Distance, as a share of the size, up to which values come from others."""
@@ -55,11 +55,12 @@ def match_layers(
         dense: its layers.
         pruned: the others.
         claimed: the layers that they are said to be, which are tried first, and believed where tensors were changed.
-        progress: told of each layer.
+        progress: told of the bytes of each layer.
     """
     matches: list[Match] = []
     after = 0
-    with (progress or Silent()).track("comparing the layers", len(pruned)) as advance:
+    sizes = [sum(tensor.num_bytes for tensor in layer.values()) for layer in pruned]
+    with in_megabytes(progress or Silent(), "comparing the layers", sum(sizes)) as advance:
         for number, layer in enumerate(pruned):
             order = [*range(after, len(dense)), *range(after)]
             if claimed is not None:
@@ -70,8 +71,21 @@ def match_layers(
             matches.append(match or Match(_nearest(dense, layer, order), False))
             if (source := matches[-1].source) is not None:
                 after = source + 1
-            advance(1)
+            advance(sizes[number])
     return matches
+
+
+def changed_tensors(
+    wanted: Mapping[str, Bytes], found: Mapping[str, Bytes], names: Collection[str], progress: Progress
+) -> list[str]:
+    """Of the tensors so called those that are not the same in both."""
+    changed = []
+    with in_megabytes(progress, "comparing the other tensors", sum(found[name].num_bytes for name in names)) as advance:
+        for name in names:
+            if not same_tensor(wanted[name], found[name]):
+                changed.append(name)
+            advance(found[name].num_bytes)
+    return changed
 
 
 def same_tensor(one: Bytes, other: Bytes) -> bool:

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.decoder import Decoder
+from secateur.depth import layer_count
 from secateur.errors import ModelError
 from secateur.loading import Placement, load_model
+from secateur.progress import Progress
 from secateur.surgery.checkpoint import bypassed_logits, cache_gap, dense_cache_gap, tolerance
 
 __all__ = ["Outcome", "on_disk", "read_whole_", "run_pair"]
@@ -27,6 +29,11 @@ _COMMON_IDS = 1000
 """Token ids below this are text in every vocabulary; above there may be ids that stand for images."""
 
 _NEW_TOKENS, _NEW_TOKENS_FROM_DISK = 24, 3  # each reads every layer once
+
+_WORTH_READING = 16
+"""Tokens that a layer in memory computes with in the time in which its weights are read, roughly (float32, one core)."""
+
+_PROBE_TOKENS = 8
 
 _ROOM = 1.3
 """Memory that running a model takes, as a multiple of its weights."""
@@ -75,6 +82,7 @@ def run_pair(
     layer_by_layer: bool | None,
     prompt_tokens: int,
     trust_remote_code: bool,
+    progress: Progress,
 ) -> Outcome:
     """Hold the pruned model to the dense one with layers bypassed, one after the other in memory.
 
@@ -89,6 +97,7 @@ def run_pair(
         layer_by_layer: leave the layers on the disk; None does where they do not fit.
         prompt_tokens: token ids to read.
         trust_remote_code: run code that comes with the models.
+        progress: told of what is run.
 
     Raises:
         ModelError: if the dense model cannot be loaded.
@@ -96,22 +105,64 @@ def run_pair(
     from_disk = num_bytes * _ROOM > _free_memory() if layer_by_layer is None else layer_by_layer
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": _NAMES.get(config.dtype, "auto")}
     input_ids = _prompt((model.config, config), prompt_tokens)
+    gone = frozenset(dropped or ())
+    work = _work(layer_count(config), prompt_tokens, with_dense=dropped is not None, from_disk=from_disk)
+    progress.note(_to_run(prompt_tokens, from_disk=from_disk))
     with tempfile.TemporaryDirectory(prefix="secateur-") as scratch:
 
-        def opened(folder: Path, whole_layers: bool) -> Decoder:
-            where = on_disk(model, path, Path(scratch, folder.name)) if from_disk else None
-            loaded = load_model(folder, **common, placement=where)
-            if whole_layers:
-                read_whole_(loaded.get_submodule(path))
-            return Decoder(loaded)
+        def compared(whole_layers: bool) -> Outcome:
+            with progress.track("running the models", work) as advance:
+
+                def opened(folder: Path) -> Decoder:
+                    where = on_disk(model, path, Path(scratch, folder.name)) if from_disk else None
+                    loaded = load_model(folder, **common, placement=where)
+                    layers: Any = loaded.get_submodule(path)
+                    if whole_layers:
+                        read_whole_(layers)
+                    for number, layer in enumerate(layers):
+                        if folder != dense or number not in gone:
+                            layer.register_forward_hook(partial(_count, advance, from_disk))
+                    return Decoder(loaded)
+
+                return _compared(dense, pruned, dropped, opened, input_ids, from_disk)
 
         if from_disk:
             with suppress(ModelError):
-                outcome = _compared(dense, pruned, dropped, partial(opened, whole_layers=False), input_ids, from_disk)
+                outcome = compared(whole_layers=False)
                 if outcome.refused is None:
                     return outcome
             gc.collect()
-        return _compared(dense, pruned, dropped, partial(opened, whole_layers=from_disk), input_ids, from_disk)
+        return compared(whole_layers=from_disk)
+
+
+def _to_run(prompt_tokens: int, *, from_disk: bool) -> str:
+    """One line on what is to be run."""
+    new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
+    where = ", each layer read from the disk whenever it runs" if from_disk else ""
+    return f"{prompt_tokens} tokens to run through the models, and {new_tokens} to generate{where}"
+
+
+def _work(num_layers: int, prompt_tokens: int, *, with_dense: bool, from_disk: bool) -> int:
+    """What `_count` will have counted in the end, of so many layers in the pruned model, and as many in the dense one."""
+    new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
+    prompt = max(1, prompt_tokens // 2)
+    for_logits = [
+        _PROBE_TOKENS,
+        prompt_tokens,
+    ]  # the tokens of each pass: `Decoder`'s own look at the model is the first
+    with_cache = [prompt, *[1] * (new_tokens - 1)]
+    passes = [*for_logits * (1 + with_dense), *with_cache, prompt + new_tokens]
+    return num_layers * sum(_cost(tokens, from_disk) for tokens in passes)
+
+
+def _cost(tokens: int, from_disk: bool) -> int:
+    """What running a layer takes: reading its weights, and in memory, where that is fast, computing with more tokens."""
+    return 1 if from_disk else max(tokens, _WORTH_READING)
+
+
+def _count(advance: Callable[[int], None], from_disk: bool, layer: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ARG001
+    hidden = output[0] if isinstance(output, tuple) else output
+    advance(_cost(hidden.shape[-2], from_disk))
 
 
 def _compared(
@@ -139,7 +190,7 @@ def _compared(
     except ModelError as error:
         return Outcome(layer_by_layer=from_disk, refused=str(error))
     new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
-    prompt = input_ids[:1, : max(1, input_ids.shape[1] // 2)]
+    prompt = input_ids[:1, : max(1, input_ids.shape[1] // 2)]  # as `_work` has it
     try:
         found = bypassed_logits(decoder, (), input_ids)
         gap = cache_gap(decoder, prompt, new_tokens)

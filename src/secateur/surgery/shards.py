@@ -170,7 +170,7 @@ def write_shard(
         path: the new file.
         tensors: name in the new file → where the bytes come from.
         metadata: words to keep in the header.
-        done: told 1 after each tensor.
+        done: told of the bytes of each tensor after it.
 
     Raises:
         ModelError: if a source file cannot be read any more.
@@ -193,7 +193,7 @@ def write_shard(
         out.write(len(raw).to_bytes(8, "little") + raw)
         for name in names:
             _write(tensors[name], out)
-            done(1)
+            done(tensors[name].num_bytes)
 
 
 def copy_file(source: Path, target: Path) -> None:
