@@ -281,6 +281,24 @@ def test_push_uploads_a_finished_checkpoint_to_a_branch_and_prints_where(
     assert "there is no model card" in captured.err
 
 
+def test_push_uploads_a_cut_checkpoint_with_what_its_card_needs_and_without_paths_of_this_machine(
+    hub: MadeUpHub, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense, cut = shutil.copytree(tiny_checkpoint, tmp_path / "private" / "dense"), tmp_path / "private" / "cut"
+    (dense / "README.md").write_text("---\nlicense: mit\nbase_model: org/base\n---\n")
+    assert main(["cut", str(dense), "--layers=1", f"--out={cut}", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["push", str(cut), "ada/cut"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [f"pushing {cut} to ada/cut"]  # nothing that the card lacks
+    assert hub.options_of("upload_folder")["folder_path"] == cut
+    apart = {options["path_in_repo"]: options for name, options in hub.calls if name == "upload_file"}
+    assert set(apart) == {"secateur/record.json", "secateur/plan.json"}
+    told = apart["secateur/record.json"]["path_or_fileobj"].decode()
+    assert json.loads(told)["command"] == "secateur cut dense --layers=1 --out=cut --quiet"
+    assert "private" not in told + (cut / "README.md").read_text()
+
+
 def test_an_adapter_names_the_repository_as_its_base_and_no_directory_of_this_machine(
     hub: MadeUpHub, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -296,6 +296,15 @@ def test_masks_copied_to_another_place_with_the_plan_are_found(dense, tmp_path):
     assert report.num_folded == 2 * len(NAMES)
 
 
+def test_the_card_of_a_cut_says_which_layers_were_merged(dense, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(plan_of(Given(build("llama"))), tmp_path)
+    assert main(["cut", str(dense), "--plan", "plan.json", "--out", "out", "--quiet"]) == 0
+    card = Path("out/README.md").read_text()
+    for layer, into in MERGES.items():
+        assert f"layer {layer} merged into layer {into}: the entries that the plan's masks mark were added" in card
+
+
 @pytest.mark.parametrize(
     ("plan", "words"),
     [

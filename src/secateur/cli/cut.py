@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +62,14 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         refuse_without_effect(options, _OF_CHECKPOINTS, words, "on a GGUF file; leave it out")
         report = cut_gguf(options["model"], options["out"], dropped, **common)
     else:
+        folder = _folder(options["model"], options["revision"])
         report = cut_checkpoint(
-            _folder(options["model"], options["revision"]),
+            folder,
             options["out"],
             dropped,
             max_shard_size=options["max_shard_size"],
             trust_remote_code=options["trust_remote_code"],
+            about=partial(_about, folder=folder, plan=plan, options=options, words=words),
             **common,
         )
         if converter and not options["dry_run"]:
@@ -88,6 +91,24 @@ def _folder(source: str, revision: str | None) -> Path:
     return local_checkpoint(source, revision=revision)
 
 
+def _about(
+    report: CutReport, folder: Path, plan: PruningPlan | None, options: dict[str, Any], words: list[str]
+) -> dict[str, str]:
+    """The model card, and what it is made of; this is called when torch has been imported, and the copying has begun."""
+    from secateur.report.cut import about_cut
+
+    return about_cut(
+        report,
+        options["model"],
+        folder,
+        command=words,
+        plan=plan,
+        left_undone=None if plan is None else _left_undone(plan, report),
+        revision=options["revision"],
+        trust_remote_code=options["trust_remote_code"],
+    )
+
+
 def _show(report: CutReport, options: dict[str, Any], progress: Any) -> None:
     """What was done, or would be, for people."""
     from secateur.report.comparison import format_bytes
@@ -107,7 +128,7 @@ def _show(report: CutReport, options: dict[str, Any], progress: Any) -> None:
         print(f"the pruned model is {options['out']}")
         say_next(progress, "check", options["model"], options["out"])
     else:
-        print(f"the pruned checkpoint is in {options['out']}")
+        print(f"the pruned checkpoint is in {options['out']}, with a model card that says what was removed")
         say_next(progress, "eval", options["out"], "--data", "SPEC")
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from secateur.data.text import dataset_on_hub, part_on_hub
 from secateur.places import is_place, last_part, shortened
-from secateur.report.comparison import compared, doubt_of_speed, layer_ranges, measured_in_words
+from secateur.report.comparison import MISSING, compared, doubt_of_speed, layer_ranges, measured_in_words
+from secateur.report.record import BY_HAND
 from secateur.report.weights import dense_in_words, weight_changes
 
 __all__ = ["inherited_metadata", "model_card"]
@@ -46,8 +47,9 @@ def model_card(record: Mapping[str, Any], base_model: str, *, inherited: Mapping
         tags=["secateur", "pruning", "layer-pruning"],
         **{key: value for key, value in (inherited or {}).items() if key in _INHERITED and value},
     )
-    parts = (_table, _task, _asking, _making, _loading)
-    sections = [_title(record, name), *(part(record) for part in parts), _limits(data)]
+    unmeasured = _unmeasured(record, name if on_hub else None)
+    body = [_table(record), _task(record), unmeasured, _asking(record), _making(record), _loading(record)]
+    sections = [_title(record, name), *body, _limits(record, data)]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -86,7 +88,7 @@ def _title(record: Mapping[str, Any], name: str) -> str:
     layers, dropped = (record.get("model") or {}).get("num_layers"), record.get("dropped") or []
     method = (record.get("method") or {}).get("name")
     removed = f"{len(dropped)} of its {layers} decoder layers" if layers else f"{len(dropped)} decoder layers"
-    chosen = f", chosen by the method {_code(method)}" if method else ""
+    chosen = f", chosen by the method {_code(method)}" if method not in (None, BY_HAND) else ""
     return (
         f"# {_plain(name)}, {len(dropped)} layers shorter\n\n"
         f"{_code(name)} with {removed} removed{chosen}. Removed (counted from 0): {layer_ranges(dropped)}."
@@ -102,7 +104,11 @@ def _table(record: Mapping[str, Any]) -> str:
     metrics = record.get("metrics") or {}
     if not metrics:
         return ""
-    rows = [f"| {row.metric} | {row.dense} | {row.pruned} | {row.change} |" for row in compared(metrics)]
+    rows = [
+        f"| {row.metric} | {row.dense} | {row.pruned} | {row.change} |"
+        for row in compared(metrics)
+        if (row.dense, row.pruned) != (MISSING, MISSING)
+    ]
     text = (record.get("eval_data") or {}).get("spec")
     notes = [f"Perplexity is measured on {_code(shortened(str(text)))}{measured_in_words(record)}."] if text else []
     notes += [doubt] if (doubt := doubt_of_speed(metrics)) else []
@@ -148,6 +154,31 @@ def _asking(record: Mapping[str, Any]) -> str:
 
 _MOST_LABELS = 30
 """That are named on the card; the record has all."""
+
+
+def _measured(record: Mapping[str, Any]) -> bool:
+    """Whether it is known how good the model is."""
+    pruned = (record.get("metrics") or {}).get("pruned") or {}
+    return "perplexity" in pruned or "task" in pruned
+
+
+def _unmeasured(record: Mapping[str, Any], dense: str | None) -> str:
+    """That nothing was measured, and what measures it; empty where something was."""
+    if _measured(record):
+        return ""
+    return _UNMEASURED.format(dense=shlex.quote(dense or "path/to/the/dense/model"))
+
+
+_UNMEASURED = """## Not measured
+
+Nothing was measured of this model: not what removing the layers cost, and not how fast it is. Nor was it run beside the dense
+model. These commands do that:
+
+```sh
+secateur check {dense} path/to/this/folder
+secateur eval {dense} path/to/this/folder --data wikitext2
+secateur bench {dense} path/to/this/folder
+```"""
 
 
 def _results(record: Mapping[str, Any]) -> list[Any]:
@@ -208,6 +239,8 @@ def _making(record: Mapping[str, Any]) -> str:
     if data.get("spec"):
         tokens = f", {data['tokens']:,} tokens" if isinstance(data.get("tokens"), int) else ""
         lines.append(f"Calibration text: {_code(shortened(str(data['spec'])))}{tokens}.")
+    if (record.get("method") or {}).get("name") == BY_HAND:
+        lines.append("The layers were named by their numbers: no text was read, and nothing was calibrated.")
     lines += _weights(record)
     lines += _tuned(record)
     revision, seed = (record.get("model") or {}).get("revision"), record.get("seed")
@@ -223,10 +256,12 @@ def _making(record: Mapping[str, Any]) -> str:
 def _weights(record: Mapping[str, Any]) -> list[str]:
     """What was done to the weights, and what that means for the comparison."""
     lines = [f"- {change.when}, {change.what}: {change.how}" for change in weight_changes(record)]
+    undone = (record.get("preparation") or {}).get("left_undone")
+    rest = [f"What {undone} also does to weights before the cut was not done."] if undone else []
     if not lines:
-        return ["The layers that stay have the weights that they had in the dense model."]
-    rest = dense_in_words(record)
-    return ["\nThe weights of the layers that stay were changed:\n", *lines, "", *([rest] if rest else [])]
+        return ["The layers that stay have the weights that they had in the dense model.", *rest]
+    rest += [said] if (said := dense_in_words(record)) else []
+    return ["\nThe weights of the layers that stay were changed:\n", *lines, "", *rest]
 
 
 def _tuned(record: Mapping[str, Any]) -> list[str]:
@@ -270,19 +305,20 @@ print(tokenizer.decode(model.generate(**tokens, max_new_tokens=32)[0], skip_spec
 ```"""
 
 
-def _limits(data: Any) -> str:
+def _limits(record: Mapping[str, Any], data: Any) -> str:
     """What to expect of it, and what is not known of its licence and its base."""
     unknown = []
     if not data.license:
         unknown.append("- Licence unknown: see the base model's, which holds for this one too.")
     if not data.base_model:
         unknown.append("- The base model was a local directory: where it comes from is not known here.")
-    return "\n".join([_LIMITS, *unknown])
+    measured = "Nothing here was measured beyond the figures above." if _measured(record) else "Nothing was measured."
+    return "\n".join([_LIMITS.format(measured=measured), *unknown])
 
 
 _LIMITS = """## Limits
 
 - Removing layers loses something, and more than the perplexity says: it is known to harm knowledge, reasoning over several steps
   and long chains of thought, and may harm safety training. Try the model on your own task before you rely on it.
-- What it writes can be fluent and wrong. Nothing here was measured beyond the figures above.
+- What it writes can be fluent and wrong. {measured}
 - The limits, biases and licence of the dense model hold here too."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = [
+    "BY_HAND",
     "circumstances",
     "config_sha256",
     "count_parameters",
@@ -38,6 +39,9 @@ __all__ = [
     "versions",
     "weights_size",
 ]
+
+BY_HAND = "cut"
+"""Stands for a method where somebody named the layers, and none chose them."""
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers", "huggingface_hub")
 _HIDDEN = "***"

@@ -102,9 +102,10 @@ def _prepared(record: Mapping[str, Any]) -> Iterator[WeightChange]:
         )  # fmt: skip
     for each in preparation.get("merge") or ():
         share = f" of {each['entries']:,}" if each.get("entries") else ""
+        added = f"{each['added']:,}{share} entries" if "added" in each else "the entries that the plan's masks mark"
         yield WeightChange(
             when="before the cut", what=f"layer {each['layer']} merged into layer {each['into']}",
-            how=f"{each['added']:,}{share} entries were added",
+            how=f"{added} were added",
         )  # fmt: skip
     training = preparation.get("training") or {}
     if training.get("steps"):

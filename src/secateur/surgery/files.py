@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ def cut_checkpoint(
     dry_run: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
+    about: Callable[[CutReport], Mapping[str, str]] | None = None,
 ) -> CutReport:
     """Write the safetensors checkpoint `source` without some decoder layers to `target`.
 
@@ -96,6 +97,7 @@ def cut_checkpoint(
         dry_run: check everything and write nothing.
         trust_remote_code: run code that comes with the model, to see which weights it has.
         progress: told of the bytes copied.
+        about: gives further files of text to write, name → text, such as a model card.
 
     Raises:
         ModelError: if the checkpoint is damaged or incomplete.
@@ -130,8 +132,11 @@ def cut_checkpoint(
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             copy_file(folder / name, directory / name)
         report = cut.report(out)
+        for name, text in {} if about is None else about(report).items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_text(text, encoding="utf-8")
         if isinstance(dropped, PruningPlan):  # where `check` and `carry` find what was folded, and the numbers
-            (directory / "secateur").mkdir()
+            (directory / "secateur").mkdir(exist_ok=True)
             dropped.save(directory / "secateur" / "plan.json")
         if foreseen is None:
             progress.note(ahead(report.num_bytes, directory))
