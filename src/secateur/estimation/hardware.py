@@ -38,7 +38,7 @@ class Hardware:
 
     name: str
 
-    memory_bytes: float
+    memory_bytes: int
     """Of the device."""
 
     flops_per_second: float
@@ -49,7 +49,7 @@ class Hardware:
 
 
 def _card(name: str, gigabytes: float, teraflops: float) -> Hardware:
-    return Hardware(name=name, memory_bytes=gigabytes * 1e9, flops_per_second=_EFFICIENCY * teraflops * 1e12)
+    return Hardware(name=name, memory_bytes=round(gigabytes * 1e9), flops_per_second=_EFFICIENCY * teraflops * 1e12)
 
 
 CARDS = {
