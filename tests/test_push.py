@@ -167,6 +167,18 @@ def test_a_connection_that_breaks_is_tried_again_and_after_a_failed_push_no_larg
     }
 
 
+def test_quiet_says_the_same_on_standard_output_and_nothing_beside_it(
+    hub: Hub, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "small", ignore=shutil.ignore_patterns("README.md"))
+    _, said, beside = pushed(hub, folder, "ada/small")
+    assert f"there is no model card in {folder}" in beside
+    assert f"pushing {folder} to ada/small" in beside
+    assert pushed(hub, folder, "ada/small", "--quiet") == (0, said, "")
+    code, shown, beside = pushed(hub, folder, "ada/small", "-q", "--json")
+    assert (code, json.loads(shown), beside) == (0, {"pushed": f"{hub.address}/ada/small"}, "")
+
+
 def test_an_interrupt_in_the_middle_of_an_upload_leaves_nothing_there_and_says_how_to_go_on(
     hub: Hub, checkpoint: Path, tmp_path: Path
 ) -> None:

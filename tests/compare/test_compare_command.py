@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,18 @@ def test_it_prints_the_tables_and_tables_makes_the_same_again(config: Any, tmp_p
     ]  # fmt: skip
     assert (out / "table.md").read_text() == text
     assert (out / "plots" / "tiny-llama-parameters.svg").read_bytes() == plot
+
+
+def test_quiet_says_the_same_on_standard_output_and_nothing_beside_it(config: Any, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "secateur", "compare", str(config()), "--out", str(tmp_path / "out")]
+    quiet, loud = (
+        subprocess.run([*words, *more], capture_output=True, text=True, check=True)
+        for more in (["--quiet"], [])  # the second has nothing left to do
+    )
+    assert quiet.stderr == ""
+    assert "next: " in loud.stderr
+    assert "1 cells: 1 done" in loud.stdout
+    assert quiet.stdout == loud.stdout
 
 
 def test_a_failed_cell_gives_exit_code_1_one_line_and_the_rest(
