@@ -179,7 +179,7 @@ def test_colour_in_a_terminal_alone_and_not_where_no_color_is_set(
             "prune MODEL --data TEXT --method random --drop 2 --num-sequences 2 --num-eval-sequences 2 --out new --overwrite",
             "eval MODEL new --data SPEC",
         ),
-        ("cut MODEL --layers 1 --out cut-again --overwrite", "eval cut-again --data SPEC"),
+        ("cut MODEL --layers 1 --out cut-again --overwrite", "eval MODEL cut-again --data SPEC"),
         ("report RUN --out page.html", "eval RUN --data SPEC"),
         ("doctor --no-network", "demo"),
     ],

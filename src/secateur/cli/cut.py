@@ -129,7 +129,7 @@ def _show(report: CutReport, options: dict[str, Any], progress: Any) -> None:
         say_next(progress, "check", options["model"], options["out"])
     else:
         print(f"the pruned checkpoint is in {options['out']}, with a model card that says what was removed")
-        say_next(progress, "eval", options["out"], "--data", "SPEC")
+        say_next(progress, "eval", options["model"], options["out"], "--data", "SPEC")
 
 
 def _left_undone(plan: PruningPlan, report: CutReport) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from secateur.data.text import dataset_on_hub, part_on_hub
 from secateur.places import is_place, last_part, shortened
-from secateur.report.comparison import MISSING, compared, doubt_of_speed, layer_ranges, measured_in_words
+from secateur.report.comparison import compared, doubt_of_speed, layer_ranges, measured_in_words
 from secateur.report.record import BY_HAND
 from secateur.report.weights import dense_in_words, weight_changes
 
@@ -104,11 +104,7 @@ def _table(record: Mapping[str, Any]) -> str:
     metrics = record.get("metrics") or {}
     if not metrics:
         return ""
-    rows = [
-        f"| {row.metric} | {row.dense} | {row.pruned} | {row.change} |"
-        for row in compared(metrics)
-        if (row.dense, row.pruned) != (MISSING, MISSING)
-    ]
+    rows = [f"| {row.metric} | {row.dense} | {row.pruned} | {row.change} |" for row in compared(metrics)]
     text = (record.get("eval_data") or {}).get("spec")
     notes = [f"Perplexity is measured on {_code(shortened(str(text)))}{measured_in_words(record)}."] if text else []
     notes += [doubt] if (doubt := doubt_of_speed(metrics)) else []
