@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from audit import AXE, GRAVE, findings, views
+from audit import AXE, findings, views
 from browser import CHROMIUM, browser
 
 pytestmark = [
@@ -19,6 +19,7 @@ pytestmark = [
 
 PROJECT = Path(__file__).parents[2]
 PAGES = ["index", "choosing", "methods/elder", "reference"]  # prose and code; wide tables; formulas; signatures
+PAGES += ["speed"]  # it has a heading that a section of the navigation could be named like
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +30,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_axe_has_no_grave_finding_and_nothing_is_asked_of_another_server(site: Path) -> None:
+def test_axe_has_no_finding_and_nothing_is_asked_of_another_server(site: Path) -> None:
     assert AXE is not None
     axe = AXE.read_text(encoding="utf-8")
     with browser() as tab:
         for name in PAGES:
             for view in views(tab, site / f"{name}.html"):
-                grave = [found for found in findings(tab, axe) if found["impact"] in GRAVE]
-                assert grave == [], f"{name}, {view}"
+                assert findings(tab, axe) == [], f"{name}, {view}"
                 assert not [address for address in tab.requested if address.startswith("http")], name
