@@ -85,6 +85,12 @@ def test_where_all_items_differ_alike_some_may_not():
     assert paired_difference(result([1.0]), result([0.0])) == pytest.approx((1, math.nan, math.nan), nan_ok=True)
 
 
+def test_the_difference_of_two_shares_is_no_more_than_one():
+    half, none = result([1.0, 0.0]), result([0.0, 0.0])
+    assert paired_difference(half, none) == (0.5, pytest.approx(0.5 - 1.959964 * 0.5), 1)
+    assert paired_difference(none, half) == (-0.5, -1, pytest.approx(-0.5 + 1.959964 * 0.5))
+
+
 def test_the_smallest_difference_shown_is_the_first_whose_interval_leaves_out_none():
     for count in range(3, 120):
         shown = [

@@ -101,7 +101,8 @@ def paired_difference(a: TaskResult, b: TaskResult) -> tuple[float, float, float
     ]
     difference = a.value - b.value
     margin = Z * standard_error(effects[0] - effects[1])
-    return difference, difference - margin, difference + margin
+    most = 1.0 if a.metric == "accuracy" else math.inf  # of a few items the approximation goes beyond what can be
+    return difference, max(difference - margin, -most), min(difference + margin, most)
 
 
 def smallest_shown(num_items: int) -> float:
