@@ -92,8 +92,8 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out OUT --drop 150%": ("'150%'", "less than 100%"),
     "prune MODEL --data DATA --out OUT --drop 0%": ("'0%'", "more than 0%"),
     "prune MODEL --data DATA --out OUT --drop nan": ("'nan'", "less than 100%"),
-    "prune MODEL --data DATA --out OUT --drop 2 --layers 1": ("--drop and --layers", "one of --drop, --target-params"),
-    "prune MODEL --data DATA --out OUT": ("given: none", "one of --drop, --target-params or --layers"),
+    "prune MODEL --data DATA --out OUT --drop 2 --layers 1": ("--drop and --layers each say", "give one of them"),
+    "prune MODEL --data DATA --out OUT": ("nothing says how much goes", "give --drop 20%, --target-params 80% or --layers"),
     "prune MODEL --data DATA --out OUT --max-ppl-increase 10": ("not '10'", "a share such as 10%"),
     "prune MODEL --data DATA --out OUT --max-ppl-increase x%": ("not 'x%'", "a share such as 10%"),
     "prune MODEL --data DATA --out OUT --max-ppl-increase 0%": ("not '0%'", "more than 0%"),
@@ -137,9 +137,9 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data nowhere.txt --out OUT --drop 2": ("'nowhere.txt'", "give a"),
     "prune MODEL --data EMPTY --out OUT --drop 2": ("empty.txt' is empty", "give text"),
     "prune MODEL --data SHORT --out OUT --drop 2": ("short.txt' has", "choose a smaller --sequence-length"),
-    "prune MODEL --data DATA --out OUT --drop 2 --sequence-length 1": ("sequence length is 1", "choose 2 or more"),
-    "prune MODEL --data DATA --out OUT --drop 2 --num-sequences -4": ("number of sequences is -4", "choose 1 or more"),
-    "prune MODEL --data DATA --out OUT --drop 2 --batch-size 0": ("batch size is 0", "choose 1 or more"),
+    "prune MODEL --data DATA --out OUT --drop 2 --sequence-length 1": ("sequence_length must be 2 or more", "not 1"),
+    "prune MODEL --data DATA --out OUT --drop 2 --num-sequences -4": ("num_sequences must be 1 or more", "not -4"),
+    "prune MODEL --data DATA --out OUT --drop 2 --batch-size 0": ("batch_size must be 1 or more", "not 0"),
     "prune MODEL --data DATA --out OUT --drop 2 --seed x": ("--seed: expects int of 0 or more and below", "not 'x'"),
     "prune MODEL --data DATA --out OUT --drop 2 --precision fp8": ("not 'fp8'", "one of auto, fp32, bf16"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.lambda-1 abc": ("--elder.lambda-1: expects float, not 'abc'", "--help"),
@@ -170,7 +170,8 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune T5 --data DATA --out OUT --drop 2": ("is a 't5' model, not a causal language model", "choose one"),
     "prune CORRUPT --data DATA --out OUT --drop 2": ("damaged safetensors", "copy or download it again"),
     "prune TRUNCATED --data DATA --out OUT --drop 2": ("damaged safetensors", "copy or download it again"),
-    "prune MODEL --data DATA --out FOLDER --drop 2": ("folder is not empty", "--overwrite"),
+    "prune MODEL --data DATA --out FOLDER --drop 2": ("folder is not empty", "choose another --out"),
+    "prune MODEL --data DATA --out MODEL --drop 2": ("is not empty; choose another --out, or", "give --overwrite to replace"),
     "prune MODEL --data DATA --out FOLDER --drop 2 --overwrite": ("is not a checkpoint", "choose another"),
     "prune MODEL --data DATA --out SHORT --drop 2": ("short.txt is a file", "choose a directory"),
     "prune MODEL --data DATA --out SHORT/out --drop 2": ("short.txt", "choose an --out"),
@@ -254,7 +255,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "score MODEL --data DATA --seed 4294967296": ("not '4294967296'", "below 2**32"),
     "prune MODEL --data DATA --out OUT --drop 2 --config NOOPTIONS": ("no-options.env", "--print-config shows"),
     "demo --seed x": ("--seed: expects int of 0 or more and below 2**32, not 'x'", "secateur demo --help"),
-    "demo --out FOLDER": ("folder is not empty", "--overwrite"),
+    "demo --out FOLDER": ("folder is not empty", "choose another --out"),
     "demo MODEL": ("MODEL", "secateur demo --help"),
 }  # fmt: skip
 
@@ -802,7 +803,7 @@ FEW = [
 
 WRONG_TUNE: dict[str, tuple[str, str]] = {
     "tune": ("missing MODEL, --data, --out", "see secateur tune --help"),
-    "tune MODEL --data TASK --out OUT": ("given: none", "one of --drop, --target-params or --layers"),
+    "tune MODEL --data TASK --out OUT": ("nothing says how much goes", "give --drop 20%, --target-params 80% or --layers"),
     "tune MODEL --data TASK --out OUT --target-speedup 1.3": ("--target-speedup", "secateur tune --help"),
     "tune MODEL --data TASK --out OUT --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
     "tune CORRUPT --data TASK --out OUT --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
@@ -826,7 +827,7 @@ WRONG_TUNE: dict[str, tuple[str, str]] = {
     "tune MODEL --data TASK --template {txt}? --out OUT --drop 2": ("names no column with {txt}", "did you mean {text}?"),
     "tune MODEL --data TASK --metric accuracy --test-data TASK --out OUT --drop 2": ("is also in", "give different data"),
     "tune no/such/model --data TASK --out OUT --drop 2": ("no/such/model", "give a local checkpoint"),
-    "tune MODEL --data TASK --out FOLDER --drop 2": ("folder is not empty", "--overwrite"),
+    "tune MODEL --data TASK --out FOLDER --drop 2": ("folder is not empty", "choose another --out"),
 }  # fmt: skip
 
 

@@ -44,9 +44,32 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     assert heavy_after(f"from secateur.cli import main\nassert main({words!r}) == 0") == []
 
 
-@pytest.mark.parametrize("words", [["prune", "--dorp", "2"], ["tune", "M", "--data=x", "--out=y", "--epochs=x"]])
-def test_a_wrong_option_is_refused_before_anything_heavy_is_imported(words: list[str]) -> None:
-    refused = f"with redirect_stderr(StringIO()): assert main({words!r}) == 2"
+WRONG = (
+    "prune --dorp 2",
+    "tune M --data=x --out=y --epochs=x",
+    *(
+        f"{command} M --data=python-docs --out=y {wrong}"
+        for command in ("prune", "tune")
+        for wrong in (
+            "--drop=twenty", "--layers=5-3", "--target-params=2", "--drop=2 --layers=3", "", "--drop=2 --method=shortgtp",
+            "--drop=2 --data=nofile.txt", "--drop=2 --out=/", "--drop=2 --resume --checkpoint-minutes=-1",
+        )
+    ),
+    "prune M --data=python-docs --out=y --drop=2 --num-sequences=0",
+    "tune M --data=python-docs --out=y --drop=2 --labels=one",
+    "score M --data=nofile.txt",
+    "score M --data=python-docs --drop=twenty",
+    "score M --data=python-docs --num-sequences=0",
+    "score M --data=python-docs --method=shortgtp",
+    "estimate M --drop=twenty",
+    "estimate M --drop=2 --method=shortgtp",
+    "estimate M --drop=2 --num-train=0",
+    "demo --out=/",
+)  # fmt: skip
+
+
+def test_wrong_values_are_refused_before_anything_heavy_is_imported() -> None:
+    refused = f"for words in {WRONG!r}:\n    with redirect_stderr(StringIO()): assert main(words.split()) == 2, words"
     imports = "from contextlib import redirect_stderr\nfrom io import StringIO\nfrom secateur.cli import main"
     assert heavy_after(f"{imports}\n{refused}") == []
 

@@ -191,7 +191,7 @@ def test_target_params_out_of_reach_is_refused_with_what_is_left(
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({}, "none"),
+        ({}, "nothing says how much goes; give --drop"),
         ({"drop": 2, "layers": (1,)}, "--drop and --layers"),
         ({"drop": 2, "target_params": 0.5}, "--drop and --target-params"),
         ({"target_params": 1.5}, "150 %"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.errors import PlanError, RequestError
 from secateur.plan import PruningPlan, count_to_drop
 from secateur.report.record import count_parameters
+from secateur.settings import check_at_least
 
 if TYPE_CHECKING:
     from secateur.data import TokenBatches
@@ -47,6 +48,10 @@ class TextSettings:
 
     batch_size: int = 4
     """Windows per forward pass."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 2, "sequence_length")
+        check_at_least(self, 1, "num_sequences", "num_eval_sequences", "batch_size")
 
     def load(self, tokenizer: Any, seed: int) -> tuple[TokenBatches, TokenBatches]:
         """Calibration and held-out windows, which never overlap.
@@ -91,12 +96,14 @@ class Target:
 
     def __post_init__(self) -> None:
         given = [name for name, value in vars(self).items() if value is not None]
-        if len(given) != 1:
-            have = " and ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
+        if not given:
             raise RequestError(
-                "say how much goes by one of --drop, --target-params or --layers; prune has --max-ppl-increase and "
-                f"--target-speedup too (given: {have})"
+                "nothing says how much goes; give --drop 20%, --target-params 80% or --layers 3,7, or to prune "
+                "--max-ppl-increase 10% or --target-speedup 1.3"
             )
+        if len(given) > 1:
+            have = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise RequestError(f"{have} each say how much goes; give one of them")
         if self.target_params is not None and not 0 < self.target_params < 1:
             raise RequestError(f"--target-params is a share between 0 % and 100 %, not {100 * self.target_params:g} %")
         increase, speedup = self.max_ppl_increase, self.target_speedup

@@ -21,6 +21,7 @@ __all__ = [
     "check_at_least",
     "check_choices",
     "check_divides",
+    "check_keep",
     "check_shares",
 ]
 
@@ -99,3 +100,15 @@ def check_divides(settings: Any, part: str, whole: str) -> None:
 
 def _given(settings: Any, names: Any) -> list[tuple[str, Any]]:
     return [(name, getattr(settings, name)) for name in names if getattr(settings, name) is not None]
+
+
+def check_keep(keep: float) -> None:
+    """Refuse what is no share of a weight's entries.
+
+    Raises:
+        RequestError: if it is not in (0, 1].
+    """
+    if not 0 < keep <= 1:
+        raise RequestError(
+            f"keep is the share of a weight's entries that is merged, not {keep:g}; choose above 0, up to 1"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from secateur.cli.options import add_out, add_resume, add_seed, print_pruned, resume_of
+from secateur.cli.options import add_out, add_resume, add_seed, check_places, print_pruned, resume_of
 
 if TYPE_CHECKING:
     from secateur.cli.parser import Parser
@@ -28,12 +28,15 @@ def add_options(parser: Parser) -> None:
 
 def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
+    resume = resume_of(options)
+    check_places(options)
+
     from secateur.demo import demo
 
     result = demo(
         options["out"],
         overwrite=options["overwrite"],
-        **resume_of(options),
+        **resume,
         seed=options["seed"],
         progress=progress,
         command=words,

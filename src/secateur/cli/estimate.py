@@ -108,30 +108,34 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
 
 
 def _of_prune(options: dict[str, Any], progress: Any, words: list[str]) -> dict[str, Any]:
-    from secateur.forecast import forecast
-
-    recovery = recovery_of(options)
+    recovery, method, drop = recovery_of(options), method_of(options), parse_amount(options["drop"], "--drop")
     task, tuning = _fine_tuning_of({**options, "num_train": 1, "batch_size": None})  # holds values to their bounds
     for settings in (task, tuning):
         refuse_without_effect(options, _defaults(settings), words, _ALONE)
     refuse_without_effect(options, {"tune_dense": False}, words, _ALONE)
     batch_size = _BATCH_SIZE if options["batch_size"] is None else options["batch_size"]
+
+    from secateur.forecast import forecast
+
     return forecast(
-        options["model"], method=method_of(options), recovery=recovery, drop=parse_amount(options["drop"], "--drop"),
+        options["model"], method=method, recovery=recovery, drop=drop,
         batch_size=batch_size, **{name: options[name] for name in (*_WINDOWS, *_OF_BOTH)}, progress=progress,
     )  # fmt: skip
 
 
 def _of_tune(options: dict[str, Any], progress: Any, words: list[str]) -> dict[str, Any]:
-    from secateur.forecast import forecast_tuning
     from secateur.training.recovery import Recovery
 
     of_prune = {**_WINDOWS, **_defaults(Recovery())}
     refuse_without_effect(options, of_prune, words, "beside --num-train; leave it out")
     task, tuning = _fine_tuning_of(options)
+    method, drop = method_of(options), parse_amount(options["drop"], "--drop")
+
+    from secateur.forecast import forecast_tuning
+
     return forecast_tuning(
-        options["model"], method=method_of(options), task=task, tuning=tuning, tune_dense=options["tune_dense"],
-        drop=parse_amount(options["drop"], "--drop"), **{name: options[name] for name in _OF_BOTH}, progress=progress,
+        options["model"], method=method, task=task, tuning=tuning, tune_dense=options["tune_dense"], drop=drop,
+        **{name: options[name] for name in _OF_BOTH}, progress=progress,
     )  # fmt: skip
 
 

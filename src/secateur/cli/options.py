@@ -29,6 +29,7 @@ __all__ = [
     "add_settings",
     "add_target",
     "check_file",
+    "check_places",
     "converter_of",
     "loading_of",
     "method_of",
@@ -336,6 +337,23 @@ def check_file(out: str | None, what: str) -> None:
     """
     if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
         raise OutputError(f"cannot write {what} to {out}; choose a file in a directory that exists")
+
+
+def check_places(options: dict[str, Any]) -> None:
+    """Make sure, before anything heavy is imported, that what is read is there, and that `--out` can be written to.
+
+    Raises:
+        DataError: if data is not there.
+        OutputError: if there is something else; a run that goes on may have its result there.
+    """
+    from secateur.data.text import check_there
+    from secateur.surgery.output import check_output
+
+    for name in ("data", "eval_data", "validation_data", "test_data"):
+        if options.get(name) is not None:
+            check_there(options[name])
+    if not options.get("resume", True):
+        check_output(options["out"], overwrite=options["overwrite"])
 
 
 def print_pruned(result: Any, progress: Any, *, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from secateur.cli.options import (
     add_resume,
     add_settings,
     add_target,
+    check_places,
     converter_of,
     loading_of,
     method_of,
@@ -61,20 +62,25 @@ def add_options(parser: Parser) -> None:
 
 def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
+    # What can be wrong is looked for before torch is imported, which takes seconds.
+    target, method, text, recovery = target_of(options), method_of(options), text_of(options), recovery_of(options)
+    resume = resume_of(options)
+    check_places(options)
+    converter, upload = converter_of(options), upload_of(options)
+
     from secateur.pipeline import prune
     from secateur.processes import by_first
     from secateur.surgery.convert import convert_to_gguf
 
-    converter, upload = converter_of(options), upload_of(options)
     result = prune(
         options["model"],
-        method=method_of(options),
-        text=text_of(options),
-        target=target_of(options),
-        recovery=recovery_of(options),
+        method=method,
+        text=text,
+        target=target,
+        recovery=recovery,
         out=options["out"],
         overwrite=options["overwrite"],
-        **resume_of(options),
+        **resume,
         **loading_of(options),
         progress=progress,
         command=words,

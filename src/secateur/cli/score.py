@@ -11,6 +11,7 @@ from secateur.cli.options import (
     add_placement,
     add_settings,
     check_file,
+    check_places,
     loading_of,
     method_of,
     placement_of,
@@ -50,19 +51,23 @@ def add_options(parser: Parser) -> None:
 
 def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
+    # What can be wrong is looked for before torch is imported, which takes seconds.
+    method, text, drop = method_of(options), text_of(options), parse_amount(options["drop"], "--drop")
+    out = options["out"]
+    check_file(out, "the plan")
+    check_places(options)
+
     from secateur.errors import OutputError
     from secateur.pipeline import score
     from secateur.processes import is_first
     from secateur.report.console import results_console, score_bars
     from secateur.report.record import circumstances
 
-    out = options["out"]
-    check_file(out, "the plan")
     plan = score(
         options["model"],
-        method=method_of(options),
-        text=text_of(options),
-        drop=parse_amount(options["drop"], "--drop"),
+        method=method,
+        text=text,
+        drop=drop,
         **loading_of(options),
         placement=placement_of(options),
         progress=progress,

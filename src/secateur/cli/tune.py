@@ -12,6 +12,7 @@ from secateur.cli.options import (
     add_resume,
     add_settings,
     add_target,
+    check_places,
     loading_of,
     method_of,
     print_json,
@@ -78,21 +79,26 @@ def add_options(parser: Parser) -> None:
 def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     """Do what was asked for."""
     from secateur.data.task import TaskSettings
-    from secateur.report.console import results_console, show_tuned
     from secateur.training.settings import FineTuning
-    from secateur.tuning import tune
 
+    # What can be wrong is looked for before torch is imported, which takes seconds.
     labels = options["labels"]
     options["labels"] = None if labels is None else tuple(parse_names(labels, "--labels"))
-    task = settings_of(TaskSettings, options)
+    task, tuning = settings_of(TaskSettings, options), settings_of(FineTuning, options)
+    target, method, resume = target_of(options), method_of(options), resume_of(options)
+    check_places(options)
     upload = upload_of(options)
+
+    from secateur.report.console import results_console, show_tuned
+    from secateur.tuning import tune
+
     result = tune(
         options["model"],
         task=task,
-        target=target_of(options),
+        target=target,
         out=options["out"],
-        method=method_of(options),
-        tuning=settings_of(FineTuning, options),
+        method=method,
+        tuning=tuning,
         metric=options["metric"],
         max_new_tokens=options["max_new_tokens"],
         num_samples=options["num_samples"],
@@ -100,7 +106,7 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
         tune_dense=options["tune_dense"],
         continue_adapters=options["continue_adapters"],
         overwrite=options["overwrite"],
-        **resume_of(options),
+        **resume,
         **loading_of(options),
         progress=progress,
         command=words,

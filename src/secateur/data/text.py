@@ -19,7 +19,7 @@ from pathlib import Path
 from secateur.data.loader import LOADERS, load_files, load_hub
 from secateur.errors import DataError
 
-__all__ = ["HUB_TEXTS", "PYTHON_DOCS", "HubText", "dataset_on_hub", "load_documents", "part_on_hub"]
+__all__ = ["HUB_TEXTS", "PYTHON_DOCS", "HubText", "check_there", "dataset_on_hub", "load_documents", "part_on_hub"]
 
 PYTHON_DOCS = "python-docs"
 """The SPEC of the text that ships with Python."""
@@ -103,6 +103,17 @@ def load_documents(spec: str, *, split: str = "train") -> list[str]:
     if not any(document.strip() for document in documents):
         raise DataError(f"{spec!r} is empty: it holds no text; give text with at least a few sentences")
     return documents
+
+
+def check_there(spec: str) -> None:
+    """Make sure, before anything heavy is imported, that a file or folder that `spec` names is there.
+
+    Raises:
+        DataError: if it is not.
+    """
+    name, _ = _name_and_column(spec)
+    if name not in {*HUB_TEXTS, PYTHON_DOCS} and not name.startswith("hub:") and _existing(name) is None:
+        raise DataError(_missing(name))
 
 
 def dataset_on_hub(spec: str) -> str | None:

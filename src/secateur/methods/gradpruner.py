@@ -21,7 +21,7 @@ from secateur.errors import RequestError
 from secateur.methods.base import Cost, Method, Run, Step
 from secateur.plan import PruningPlan
 from secateur.processes import zero_stage
-from secateur.settings import AbsorbForm, Merge, Reduction, check_at_least, check_choices
+from secateur.settings import AbsorbForm, Merge, Reduction, check_at_least, check_choices, check_keep
 from secateur.step import ADAPTERS_ONLY, FORWARD_AND_BACKWARD, RowSize
 from secateur.training.scoring import Scoring, score_layers
 from secateur.training.settings import rows_at_once
@@ -62,8 +62,6 @@ class GradPruner(Scoring, Method):
     """Pull of absorb towards the weights as they are; chosen on the last eighth of the windows if null."""
 
     def __post_init__(self) -> None:
-        from secateur.surgery.merge import check_keep
-
         Scoring.__post_init__(self)
         check_choices(self, "reduction", "merge", "absorb")
         check_keep(self.keep)

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from secateur.decoder import Decoder
 from secateur.errors import RequestError
 from secateur.progress import Progress, Silent
-from secateur.settings import Merge
+from secateur.settings import Merge, check_keep
 
 __all__ = [
     "Evidence",
     "add_entries_",
-    "check_keep",
     "highest_merged",
     "merge_layers_",
     "merge_targets",
@@ -69,18 +68,6 @@ def highest_merged(order: Sequence[int], num_layers: int, merge: Merge, count: i
     if merge == "none" or count == 0:
         return {}
     return merge_targets(order, num_layers, order if count is None else order[-count:])
-
-
-def check_keep(keep: float) -> None:
-    """Refuse what is no share of a weight's entries.
-
-    Raises:
-        RequestError: if it is not in (0, 1].
-    """
-    if not 0 < keep <= 1:
-        raise RequestError(
-            f"keep is the share of a weight's entries that is merged, not {keep:g}; choose above 0, up to 1"
-        )
 
 
 def merge_layers_(

@@ -40,9 +40,11 @@ def _check_target(target: Path, out: str | Path, overwrite: bool, marker: str) -
     if target.exists() and not target.is_dir():
         raise OutputError(f"{out} is a file; choose a directory for --out")
     if target.is_dir() and any(target.iterdir()):
+        known = (target / marker).is_file()
         if not overwrite:
-            raise OutputError(f"{out} is not empty; choose another --out, or give --overwrite to replace it")
-        if not (target / marker).is_file():
+            remedy = ", or give --overwrite to replace it" if known else ""
+            raise OutputError(f"{out} is not empty; choose another --out{remedy}")
+        if not known:
             raise OutputError(f"{out} is not a checkpoint (it has no {marker}), so it is not replaced; choose another")
     parent = next(folder for folder in target.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

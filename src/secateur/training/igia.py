@@ -28,9 +28,9 @@ from transformers import TrainerCallback
 from secateur.decoder import Decoder
 from secateur.errors import RequestError, RunError
 from secateur.plan import LayerScores, PruningPlan
-from secateur.settings import Gradients, Merge, Reduction
+from secateur.settings import Gradients, Merge, Reduction, check_keep
 from secateur.surgery.masks import write_masks
-from secateur.surgery.merge import check_keep, highest_merged
+from secateur.surgery.merge import highest_merged
 from secateur.training.gradients import full_weights, low_rank_weights
 
 __all__ = ["IGIA", "IGIACallback", "rank_correlation"]
