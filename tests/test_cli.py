@@ -103,7 +103,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out OUT --target-speedup 1": ("not '1'", "a ratio above 1 such as 1.3"),
     "prune MODEL --data DATA --out OUT --target-speedup 30%": ("not '30%'", "a ratio above 1 such as 1.3"),
     "prune MODEL --data DATA --out OUT --target-speedup nan": ("not 'nan'", "a ratio above 1 such as 1.3"),
-    "prune MODEL --data DATA --out OUT --drop 2 --target-speedup 1.3": ("--drop and --target-speedup", "one of --drop"),
+    "prune MODEL --data DATA --out OUT --drop 2 --target-speedup 1.3": ("--drop and --target-speedup", "give one of them"),
     "prune MODEL --data DATA --out OUT --drop 2 --recover half": ("half", "one of none, lora, partial, full, distill"),
     "prune MODEL --data DATA --out OUT --drop 2 --recover full --recover-tokens 20": ("recover_tokens=20", "choose 32"),
     "prune MODEL --data DATA --out OUT --drop 2 --recover full --recover-tokens 0": ("recover_tokens must be 1", "not 0"),

@@ -186,7 +186,7 @@ def score(
     check_window(source, config, text.sequence_length)
     count = count_to_drop(drop, layer_count(config))
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-    data, held_out = text.load(tokenizer, seed)
+    data = text.load_calibration(tokenizer, seed)
     model = load_model(source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, placement=placement)
     if is_offloaded(model) and not method.only_runs:
         able = ", ".join(name for name, other in METHODS.items() if other.only_runs)
@@ -198,7 +198,7 @@ def score(
     context = Run(seed=seed, precision=autocast_dtype(precision, decoder.device), progress=progress)
     cost = method.cost(decoder.num_layers, count, data)
     progress.note(
-        preflight(decoder, data, held_out.take(1), Cost(choose_tokens=cost.choose_tokens), context, measures=False)
+        preflight(decoder, data, data.take(1), Cost(choose_tokens=cost.choose_tokens), context, measures=False)
     )
     plan = agreed_plan(method.plan(decoder, data, drop=count, run=context))
     return replace(plan, provenance={**plan.provenance, "model": str(source), "data": data.describe(), "seed": seed})

@@ -72,6 +72,25 @@ class TextSettings:
             seed=seed,
         )
 
+    def load_calibration(self, tokenizer: Any, seed: int) -> TokenBatches:
+        """The same calibration windows, where nothing is measured.
+
+        Raises:
+            DataError: if a text cannot be read or is too short.
+        """
+        from secateur.data.tokens import calibration_alone
+
+        return calibration_alone(
+            self.data,
+            tokenizer,
+            eval_data=self.eval_data,
+            sequence_length=self.sequence_length,
+            num_sequences=self.num_sequences,
+            num_eval_sequences=self.num_eval_sequences,
+            batch_size=self.batch_size,
+            seed=seed,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:

@@ -14,6 +14,7 @@ from tiny_tokenizers import WORDS, byte_tokenizer, word_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from secateur.data import TokenBatches, calibration_and_held_out, evaluation_windows, tokenize
+from secateur.data.tokens import calibration_alone
 from secateur.errors import DataError
 
 TOKENIZER = word_tokenizer()
@@ -32,6 +33,14 @@ def split_of(documents: list[str], scored: list[str] | None = None, **options: A
     texts = {"data": documents, "scored": scored}
     with patch("secateur.data.tokens.load_documents", lambda spec, *, split: texts[spec]):
         return calibration_and_held_out("data", TOKENIZER, eval_data=None if scored is None else "scored", **settings)
+
+
+def alone_of(documents: list[str], scored: list[str] | None = None, **options: Any) -> TokenBatches:
+    """What `calibration_alone` makes of them."""
+    settings = {"sequence_length": 8, "num_sequences": 4, "num_eval_sequences": 2} | options
+    texts = {"data": documents, "scored": scored}
+    with patch("secateur.data.tokens.load_documents", lambda spec, *, split: texts[spec]):
+        return calibration_alone("data", TOKENIZER, eval_data=None if scored is None else "scored", **settings)
 
 
 def tokens_of(batches: TokenBatches) -> list[int]:
@@ -216,6 +225,29 @@ def test_calibration_windows_are_windows_of_the_stream_not_in_text_order() -> No
     assert not starts.remainder(8).any()
     assert starts.tolist() != sorted(starts.tolist())
     assert min(tokens_of(held_out)) > max(tokens_of(calibration))  # the end of the text
+
+
+@pytest.mark.parametrize("scored", [None, ["w7 w8"]])
+@pytest.mark.parametrize("documents", [different_words([50]), different_words([9] * 12), different_words([16])])
+@pytest.mark.parametrize("num_held", [1, 64])
+def test_calibration_alone_is_that_beside_held_out_text_without_a_word_of_it(
+    documents: list[str], scored: list[str] | None, num_held: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    scored = scored and scored * 8
+    options = {"num_sequences": 1, "num_eval_sequences": num_held, "seed": 3}
+    with caplog.at_level(logging.WARNING):
+        alone = alone_of(documents, scored, **options)
+    assert not caplog.records
+    assert torch.equal(alone.input_ids, split_of(documents, scored, **options)[0].input_ids)
+
+
+def test_calibration_alone_takes_a_text_whole_that_is_too_short_to_hold_some_out() -> None:
+    documents = different_words([11])
+    with pytest.raises(DataError, match="to calibrate on and one of 8 held out"):
+        split_of(documents, num_sequences=1)
+    assert torch.equal(alone_of(documents, num_sequences=1).input_ids, tokenize(documents, TOKENIZER)[None, :8])
+    with pytest.raises(DataError, match="fewer than one window of 8"):
+        alone_of(different_words([5]), num_sequences=1)
 
 
 def test_about_a_fifth_of_ten_documents_or_more_is_held_out_whole() -> None:

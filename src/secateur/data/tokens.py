@@ -18,7 +18,7 @@ from secateur.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TokenBatches", "calibration_and_held_out", "evaluation_windows", "tokenize"]
+__all__ = ["TokenBatches", "calibration_alone", "calibration_and_held_out", "evaluation_windows", "tokenize"]
 
 logger = logging.getLogger(__name__)
 
@@ -176,22 +176,41 @@ def calibration_and_held_out(
     held_length = sequence_length if eval_sequence_length is None else eval_sequence_length
     _check_windows(sequence_length, num_sequences)
     _check_windows(held_length, num_eval_sequences)
-    documents = load_documents(data, split="train")
-    scored = None if eval_data is None else load_documents(eval_data, split="test")
-    if eval_data is None or scored is None or scored == documents:
-        held_spec = data
-        stream, held_stream = _carved(
-            documents, tokenizer, data, length=sequence_length, held_length=held_length, num_held=num_eval_sequences
-        )
-    else:
-        held_spec = eval_data
-        documents = _apart(documents, scored, data, eval_data)
-        stream, held_stream = tokenize(documents, tokenizer), tokenize(scored, tokenizer)
+    stream, held_stream, held_spec = _streams(
+        data, tokenizer, eval_data, length=sequence_length, held_length=held_length, num_held=num_eval_sequences
+    )
     windows = _windows(stream, sequence_length, data)
     calibration = TokenBatches(_sample(windows, num_sequences, data, seed), batch_size, data)
     held_windows = _first(_windows(held_stream, held_length, held_spec), num_eval_sequences, held_spec)
     held_batch_size = batch_size if eval_batch_size is None else eval_batch_size
     return calibration, TokenBatches(held_windows, held_batch_size, held_spec)
+
+
+def calibration_alone(
+    data: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    eval_data: str | None = None,
+    sequence_length: int,
+    num_sequences: int,
+    num_eval_sequences: int,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> TokenBatches:
+    """The calibration windows of `calibration_and_held_out`, where nothing is scored.
+
+    What is held out there is left out here, so that both calibrate on the same; a text that is too short for that is taken whole.
+
+    Raises:
+        DataError: if a text cannot be loaded or has fewer tokens than one window, or a number makes no sense.
+    """
+    _check_windows(sequence_length, num_sequences)
+    stream, _, _ = _streams(
+        data, tokenizer, eval_data, length=sequence_length, held_length=sequence_length, num_held=num_eval_sequences,
+        scored=False,
+    )  # fmt: skip
+    windows = _windows(stream, sequence_length, data)
+    return TokenBatches(_sample(windows, num_sequences, data, seed), batch_size, data)
 
 
 def evaluation_windows(
@@ -227,6 +246,22 @@ def evaluation_windows(
     return TokenBatches(windows, batch_size, spec, sequence_length - step)
 
 
+def _streams(
+    data: str, tokenizer: PreTrainedTokenizerBase, eval_data: str | None, *, length: int, held_length: int, num_held: int,
+    scored: bool = True,
+) -> tuple[Tensor, Tensor, str]:  # fmt: skip
+    """Streams (tokens,) to calibrate on and held out, and the SPEC of the latter, which may be empty if it is not scored."""
+    documents = load_documents(data, split="train")
+    others = None if eval_data is None else load_documents(eval_data, split="test")
+    if eval_data is None or others is None or others == documents:
+        streams = _carved(
+            documents, tokenizer, data, length=length, held_length=held_length, num_held=num_held, scored=scored
+        )
+        return *streams, data
+    documents = _apart(documents, others, data, eval_data)
+    return tokenize(documents, tokenizer), tokenize(others, tokenizer), eval_data
+
+
 def _apart(documents: list[str], scored: list[str], data: str, eval_data: str) -> list[str]:
     documents, removed = without_shared_paragraphs(documents, scored)
     if removed:
@@ -246,6 +281,7 @@ def _carved(
     length: int,
     held_length: int,
     num_held: int,
+    scored: bool,
 ) -> tuple[Tensor, Tensor]:
     """Two streams (tokens,) of one text: to calibrate on, and held out."""
     order = hash_order(documents)
@@ -254,9 +290,10 @@ def _carved(
         if len(stream) >= length and len(held_stream) >= held_length:
             return stream, held_stream
         logger.info("the documents of %s are too uneven to hold some out; its end is held out instead", spec)
-    return _carved_stream(
-        tokenize(documents, tokenizer), spec, length=length, held_length=held_length, num_held=num_held
-    )
+    whole = tokenize(documents, tokenizer)
+    if not scored and len(whole) < length + held_length:
+        return whole, whole[:0]
+    return _carved_stream(whole, spec, length=length, held_length=held_length, num_held=num_held)
 
 
 def _carved_documents(
