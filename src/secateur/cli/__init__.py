@@ -72,8 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if not words or words[0] in ("-h", "--help", "help"):
-        words = [words[1], "--help", *words[2:]] if words[1:] else ["--help"]
+    words = words or ["--help"]
     with watched(_say) as watch:
         try:
             return _run(words)
@@ -119,6 +118,8 @@ def _failed(error: BaseException, debug: bool) -> int:
 
 
 def _run(words: list[str]) -> int:
+    if words[0] in ("-h", "--help", "help"):
+        words = _asking_for_help(words[1:])
     if words[0] == "--help":
         print(_overview())
         return 0
@@ -144,11 +145,27 @@ def _run(words: list[str]) -> int:
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("jsonargparse", "argparse", "yaml"):
             raise
-        raise RequestError(explained(error, parser, words[0])) from error
+        raise RequestError(explained(error, parser, words[0], files, others)) from error
     refuse_settings_of_others(plain, parsed.get("method"))
     with _for_its_machine(parsed.get("hardware")):
         _do(words, parser.instantiate(parsed))
     return 0
+
+
+def _asking_for_help(words: list[str]) -> list[str]:
+    """The words after `help` as a command's own: `score elder` is `score --method elder --help`.
+
+    Raises:
+        RequestError: if there is a word that is no method of the command.
+    """
+    if not words:
+        return ["--help"]
+    command, *rest = words
+    if command in COMMANDS and rest and not rest[0].startswith("-"):
+        if rest[1:] or not _parser(command, []).methods:
+            raise RequestError(f"help takes a command, and a method if it has some, not '{' '.join(words)}'")
+        rest = ["--method", rest[0]]
+    return [command, *rest, "--help"]
 
 
 def _for_its_machine(hardware: str | None) -> AbstractContextManager[None]:

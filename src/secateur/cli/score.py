@@ -93,10 +93,9 @@ def run(options: dict[str, Any], progress: Any, words: list[str]) -> None:
     console = results_console()
     if plan.scores is not None:
         console.print(score_bars(plan.scores, plan.dropped))
-    console.print(
-        f"{plan.method} would drop layers {', '.join(map(str, plan.dropped))}, in the order {', '.join(map(str, plan.order))}",
-        soft_wrap=True,
-    )
+    dropped, order = (", ".join(map(str, layers)) for layers in (plan.dropped, plan.order))
+    said = f"layers {dropped}, in the order {order}" if len(plan.order) > 1 else f"layer {dropped}"
+    console.print(f"{plan.method} would drop {said}", soft_wrap=True)
     say_next(progress, *_following(options, words, plan.dropped))
 
 

@@ -159,8 +159,18 @@ def refuse_settings_of_others(words: Sequence[str], method: str | None) -> None:
             )
 
 
-def explained(error: Exception, parser: Parser, command: str) -> str:
-    """What the parser has to say, with the names as they are typed and the nearest option where one is unknown."""
+def explained(
+    error: Exception, parser: Parser, command: str, files: Sequence[str] = (), typed: Sequence[str] = ()
+) -> str:
+    """What the parser has to say, with the names as they are typed and the nearest option where one is unknown.
+
+    Args:
+        error: the parser's.
+        parser: of the command.
+        command: its name.
+        files: that `--config` names; the one that holds the option is said.
+        typed: the other words.
+    """
     message = one_line(error)
     message = re.sub(r'^Parser key "([\w.-]+)": ', lambda found: f"--{found[1].replace('_', '-')}: ", message)
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
@@ -188,6 +198,8 @@ def explained(error: Exception, parser: Parser, command: str) -> str:
         owner, dot, _ = (unknown[1] or unknown[2]).partition(".")
         if dot and not any(name.startswith(f"{owner}.") for name in known):
             message += f"; {owner} has no settings"
+        if command == "compare" and unknown[1]:
+            message += "; compare takes a CONFIG.yaml that says what to compare, as examples/compare.yaml does"
     missing = re.search(r"arguments are required: ([\w, ]+)$", message)
     if missing:
         names = missing[1].split(", ")
@@ -198,7 +210,25 @@ def explained(error: Exception, parser: Parser, command: str) -> str:
         }
         named = [placed.get(name) or f"--{name.replace('_', '-')}" for name in names]
         message = f"missing {', '.join(named)}"
-    return f"{message} (see secateur {command} --help)"
+    return f"{_file_of(message, files, typed)}{message} (see secateur {command} --help)"
+
+
+def _file_of(message: str, files: Sequence[str], typed: Sequence[str]) -> str:
+    """Which file of `--config` has the option that a message begins with; nothing if it is typed, or in none."""
+    import yaml
+
+    named = re.match(r"(?:--([\w.-]+):|Option '([\w.-]+)' )", message)
+    option = named and (named[1] or named[2]).replace("-", "_")
+    if option and not is_typed(typed, option):
+        for file in files:
+            if not Path(file).is_file():
+                continue
+            settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+            if isinstance(settings, dict) and option.partition(".")[0] in {
+                str(name).replace("-", "_") for name in settings
+            }:
+                return f"--config {file}: "
+    return ""
 
 
 def _suggested(unknown: str, known: Collection[str], dashes: str) -> str:

@@ -191,10 +191,12 @@ def _from_hub(spec: str, splits: Sequence[str], source: dict[str, Any], take: Ca
     except Exception as error:  # transport, Hub and parser errors alike: there is no text
         no_such_split = isinstance(error, ValueError) and re.match("(Unknown|Bad) split", str(error)) is not None
         if not (no_such_split and others):
+            # What has a short name is text, for which there is some that needs no connection.
+            else_ = "a local file" if ":" in spec else "a local file, or python-docs, the text that comes with Python"
             remedy = (
                 "name a split that it has, as in hub:owner/name:train"
                 if no_such_split
-                else "check the name (hub:owner/name/config:split) and the connection, or give a local file"
+                else f"check the name (hub:owner/name/config:split) and the connection, or give {else_}"
             )
             raise DataError(f"cannot load {spec!r} from the Hub ({_reason(error)}); {remedy}") from error
     logger.info("%s has no split %s; trying %s", spec, split, others[0])
