@@ -457,7 +457,7 @@ def test_wrong_row_is_counted_from_one_with_the_empty_ones(tmp_path: Path) -> No
         ([{"text": "a"}], {"template": "{text}"}, "no prompt to make; leave the template out"),
         ([{"text": " "}], {}, "none of its 1 rows holds an example (text in text|content|document|sentence)"),
         ([{"text": "", "label": "x"}], {}, "none of its 1 rows holds an example"),
-        ([{"review": "a", "stars": 1}], {"template": "{revue}"}, "no column with {revue}; did you mean {review}?"),
+        ([{"review": "a", "stars": 1}], {"template": "{reviews}"}, "no column with {reviews}; did you mean {review}?"),
         (
             [{"review": "a", "stars": 1}],
             {"template": "{review}"},
