@@ -157,7 +157,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "help prnue": ("unknown command 'prnue'", "did you mean 'prune'"),
     "completion": ("missing SHELL (bash, zsh, fish)", "--help"),
     "completion fsh": ("not 'fsh'", "did you mean fish?"),
-    "prune MODEL --data DATA --out OUT --drop 2 --config MISSPELT": ("misspelt.yaml: Option", "did you mean elder.learning_rate?"),
+    "prune MODEL --data DATA --out OUT --drop 2 --config MISSPELT": ("misspelt.yaml: Option", "mean elder.learning_rate?"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.absorb yes": ("--elder.absorb", "one of map, projection or null"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.steps -3": ("steps must be 0 or more", "not -3"),
     "prune MODEL --data DATA --out OUT --drop 2 --elder.weight-decay -1": ("weight_decay must be 0 or more", "not -1"),

@@ -529,3 +529,8 @@ def test_runs_of_one_name_are_told_apart_and_one_run_twice_is_refused(
     assert {"a/out", "b/out"} <= {found.text for found in parsed(out.read_text()).iter("h2")}
     assert main(["report", str(first), str(first / "."), f"--out={out}"]) == 2
     assert f"{first} is given twice" in capsys.readouterr().err
+
+
+def test_where_the_settings_of_a_file_are_is_said_where_the_command_names_one() -> None:
+    assert "secateur/request.json" not in report_page([run()])
+    assert "secateur/request.json" in report_page([run(command="secateur prune m --config run.yaml --drop 2")])

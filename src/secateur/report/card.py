@@ -246,6 +246,8 @@ def _making(record: Mapping[str, Any]) -> str:
         lines.append(f"The seed was {seed}.")
     made = f"secateur {record.get('secateur_version') or ''}".strip()
     lines.append(f"Made with {made}; the whole record is in `secateur/record.json`.")
+    if "--config" in str(record.get("command")):
+        lines.append("The settings that `--config` read are in `secateur/request.json`.")
     return "## How it was made\n\n" + "\n".join(lines)
 
 

@@ -342,6 +342,7 @@ def _again(run: ReportedRun) -> Html:
     seconds = [[name, f"{value:.1f}"] for name, value in (record.get("timings") or {}).items()]
     return joined(
         el("pre", el("code", record["command"])),
+        _settings_of_a_file(record["command"]),
         el(
             "details",
             el("summary", "With what"),
@@ -352,6 +353,13 @@ def _again(run: ReportedRun) -> Html:
             "details", el("summary", "How long each stage took"), table(["stage", "seconds"], seconds, caption="Stages")
         ),
     )
+
+
+def _settings_of_a_file(command: str) -> Html:
+    """Where the settings are that a command only names a file of."""
+    if "--config" not in command:
+        return Html("")
+    return el("p", "The settings that --config read are in ", el("code", "secateur/request.json"), ", with all others.")
 
 
 def _options(run: ReportedRun) -> Html:
