@@ -124,7 +124,7 @@ def test_what_is_there_is_not_sent_again_and_an_earlier_versions_weights_go(hub:
             TOKEN, "looms/x", 1,
             "pushing to looms/x failed (403: You don't have the rights to create a model under looms); the checkpoint in "
             "{folder} is finished and was left as it is; run hf auth login with a token that may write to looms/x, then push "
-            "it again: secateur push {folder} looms/x (or hf upload looms/x {folder} .)",
+            "it again: secateur push {folder} looms/x",
         ),
         (
             {"/commit/": [refused(500, "Internal Error - We're working hard to fix this as soon as possible!")]},

@@ -47,10 +47,9 @@ class Upload:
     """The branch, which is made if it is not there; the main one if None."""
 
     def by_hand(self, folder: str | Path) -> str:
-        """The command that does the same, and how huggingface_hub's own does."""
+        """The command that does the same; huggingface_hub's own would upload the paths of this machine as well."""
         options = ["--private"] * self.private + ([f"--revision={self.revision}"] if self.revision else [])
-        ours, theirs = ["secateur", "push", str(folder), self.repo_id], ["hf", "upload", self.repo_id, str(folder), "."]
-        return f"{shlex.join(ours + options)} (or {shlex.join(theirs + options)})"
+        return shlex.join(["secateur", "push", str(folder), self.repo_id, *options])
 
 
 def checked(upload: Upload) -> Upload:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-__all__ = ["EVERY_TYPE", "build", "settings_of", "token_ids"]
+__all__ = ["EVERY_TYPE", "build", "settings_of", "skip_before", "skip_without", "token_ids"]
 
 EVERY_TYPE = tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 NUM_LAYERS = 6
@@ -163,8 +166,21 @@ def settings_of(model_type: str) -> dict[str, Any]:
     return _merged(_settings(config_class, config_class()), special)
 
 
+def skip_without(model_type: str) -> None:
+    """Skip a test of a family that is not in this transformers, as the newest are not where Python is 3.10."""
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
+
+
+def skip_before(version: str) -> None:
+    """Skip a test of what transformers builds since that version."""
+    if Version(transformers.__version__) < Version(version):
+        pytest.skip(f"transformers {transformers.__version__} builds this family in another way than {version}")
+
+
 def build(model_type: str, *, seed: int = 0, **fields: Any) -> Any:
     """The model in evaluation mode, every weight and buffer of its layers far from what initialisation would give."""
+    skip_without(model_type)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = CONFIG_MAPPING[model_type](**settings_of(model_type) | fields)

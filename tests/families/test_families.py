@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from families.family_models import EVERY_TYPE, build
+from families.family_models import EVERY_TYPE, build, skip_without
 from families.family_sweep import PAGE, examine, page, recorded
 from secateur.errors import SecateurError
 from secateur.surgery.files import cut_checkpoint
@@ -32,6 +32,7 @@ def pytest_generate_tests(metafunc):
 
 
 def test_a_cut_family_does_what_the_page_says(model_type):
+    skip_without(model_type)
     found = vars(examine(model_type))
     assert found["verdict"] != "wrong", found
     if recorded()["transformers"] == transformers.__version__:

@@ -26,6 +26,7 @@ from secateur import IGIA, Decoder, IGIACallback, RequestError, RunError, merge_
 from secateur.surgery.merge import merge_targets
 from secateur.training.igia import rank_correlation
 from secateur.training.lora import attach_lora, gradient_checkpointing_quietly
+from secateur.training.trainer_options import options_as_named_here
 
 STEPS, RANK = 5, 3
 
@@ -305,7 +306,7 @@ def test_callback_sees_what_the_optimiser_sees(tiny_model, tmp_path, arguments):
     spy = Spy(tiny_model.model.layers)
     callback = IGIACallback(steps=4)
     with gradient_checkpointing_quietly():
-        train(model, [spy, callback], tmp_path, **{"max_steps": 4, **arguments})
+        train(model, [spy, callback], tmp_path, **{"max_steps": 4, **options_as_named_here(arguments)})
     for layer, score in enumerate(callback.layer_scores()):
         assert score == pytest.approx(spy.dense.score(layer), rel=1e-6)
     assert len(callback.layer_scores()) == 6

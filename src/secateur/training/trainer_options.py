@@ -106,7 +106,8 @@ def _check_types(options: Mapping[str, Any], arguments: type) -> None:
     """Hold plain values to the types that the Trainer states for them; what has other types it reads itself."""
     hints = get_type_hints(arguments)
     for name, value in options.items():
-        stated = hints.get(name)
+        (here,) = options_as_named_here({name: value})
+        stated = hints.get(here)
         allowed = {
             get_origin(each) or each for each in (get_args(stated) if get_origin(stated) in _UNIONS else (stated,))
         }
