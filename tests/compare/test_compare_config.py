@@ -20,7 +20,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"text": {"sequence_length": 8}}, "text lacks 'data'", "give it"),
     ({"text": {"data": "x", "num_sequence": 3}}, "text has no 'num_sequence'", "did you mean 'num_sequences'?"),
     ({"text": {"data": "x", "num_sequences": "many"}}, "num_sequences: expects int", "not 'many'"),
-    ({"text": {"data": "x", "num_sequences": 0}}, "num_sequences must be a whole number of 1 or more", "not 0"),
+    ({"text": {"data": "x", "num_sequences": 0}}, "num_sequences must be 1 or more", "not 0"),
     ({"text": {"data": "${NOWHERE}/x.txt"}}, "the environment variable NOWHERE", "set it"),
     ({"models": ["${NOWHERE}"]}, "the environment variable NOWHERE", "set it"),
     ({"models": []}, "models is empty", "name at least one"),
