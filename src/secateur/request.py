@@ -61,16 +61,7 @@ class TextSettings:
         """
         from secateur.data import calibration_and_held_out
 
-        return calibration_and_held_out(
-            self.data,
-            tokenizer,
-            eval_data=self.eval_data,
-            sequence_length=self.sequence_length,
-            num_sequences=self.num_sequences,
-            num_eval_sequences=self.num_eval_sequences,
-            batch_size=self.batch_size,
-            seed=seed,
-        )
+        return calibration_and_held_out(tokenizer=tokenizer, seed=seed, **vars(self))
 
     def load_calibration(self, tokenizer: Any, seed: int) -> TokenBatches:
         """The same calibration windows, where nothing is measured.
@@ -80,16 +71,7 @@ class TextSettings:
         """
         from secateur.data.tokens import calibration_alone
 
-        return calibration_alone(
-            self.data,
-            tokenizer,
-            eval_data=self.eval_data,
-            sequence_length=self.sequence_length,
-            num_sequences=self.num_sequences,
-            num_eval_sequences=self.num_eval_sequences,
-            batch_size=self.batch_size,
-            seed=seed,
-        )
+        return calibration_alone(tokenizer=tokenizer, seed=seed, **vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)

